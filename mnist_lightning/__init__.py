@@ -1,0 +1,31 @@
+"""Handwritten-digit classifiers with PyTorch Lightning."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Imported when first used: `--help` and a wrong command need not wait for torch.
+_HOMES = {
+    "MNISTDataModule": "mnist_lightning.data.module",
+    "TensorLoader": "mnist_lightning.data.loader",
+    "DigitClassifier": "mnist_lightning.models",
+    "MLP": "mnist_lightning.models",
+    "CNN": "mnist_lightning.models",
+    "load_model": "mnist_lightning.training.checkpoints",
+    "UserError": "mnist_lightning.errors",
+}
+__all__ = ["CNN", "MLP", "DigitClassifier", "MNISTDataModule", "TensorLoader", "UserError", "load_model"]
+
+if TYPE_CHECKING:
+    from mnist_lightning.data.loader import TensorLoader
+    from mnist_lightning.data.module import MNISTDataModule
+    from mnist_lightning.errors import UserError
+    from mnist_lightning.models import CNN, MLP, DigitClassifier
+    from mnist_lightning.training.checkpoints import load_model
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

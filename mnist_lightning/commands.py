@@ -1,0 +1,419 @@
+"""What `fit`, `validate`, `test`, `predict` and `convert` do."""
+
+import csv
+import json
+import logging
+import os
+import signal
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from mnist_lightning import __version__, runs
+from mnist_lightning.cli import option, parse, parser_of, settings_file
+from mnist_lightning.data.module import MNISTDataModule
+from mnist_lightning.data.sources import write_text
+from mnist_lightning.errors import BadSetting, UserError
+from mnist_lightning.models import MODELS
+from mnist_lightning.training.callbacks import RunKeeper
+from mnist_lightning.training.checkpoints import (
+    STATE,
+    DurableCheckpointIO,
+    find_checkpoint,
+    load_weights,
+    model_of,
+    read_checkpoint,
+)
+from mnist_lightning.training.metrics_csv import MetricsCSV
+from mnist_lightning.training.progress import NetworkSummary, RunProgress
+from mnist_lightning.training.signals import Interrupted, Signals, requeue_slurm_job
+
+console = Console()
+
+# ---------------------------------------------------------------------- fit
+
+
+def fit(words: list[str], signals: Signals) -> None:
+    """Trains, or continues, one run; tests the checkpoint that is chosen in the end."""
+    parser = parser_of("fit")
+    config_file, model, run_name = (option(words, flag) for flag in ("--config", "--model", "--run"))
+    if config_file is not None:
+        settings_file(config_file)
+    base = runs.base_name(config_file, model)
+    root = Path(option(words, "--trainer.default_root_dir") or "checkpoints")
+    ckpt_path = option(words, "--ckpt_path")
+    folder, file = None, None
+    if ckpt_path is None and runs.restarted():
+        folder, file = _cut_off(root, run_name or base or "cnn", exact=bool(run_name))
+    elif ckpt_path is not None:
+        folder, file = _find(root, run_name, base, ckpt_path)
+    checkpoint = read_checkpoint(file) if file is not None else None
+    if file is not None and config_file is None:
+        words = [*_settings_of_run(file, root, checkpoint), *words]
+    if model is None and not _names_model(words):
+        words = ["--model", "CNN", *words]
+    config = parse(parser, words)
+    seed_everything(config.seed, verbose=False)
+    settings = parser.instantiate_classes(config)
+    data, model = settings.data, settings.model
+
+    trainer_settings = _quiet_trainer(dict(settings.trainer))
+    _pass_on(trainer_settings, model, data)
+    keeper = RunKeeper(Path(), signals, config.checkpoint.every_n_seconds, config.checkpoint.every_n_steps)
+    table = MetricsCSV(Path())
+    callbacks = trainer_settings.pop("callbacks", None) or []
+    trainer = _trainer(trainer_settings, [*(callbacks if isinstance(callbacks, list) else [callbacks]), keeper], fit=True)
+    if checkpoint is not None:
+        _check_resumable(file, checkpoint, model, data, trainer)
+    data.prepare_data()
+    data.setup("fit")
+
+    fresh = folder is None
+    if runs.is_first_process():
+        folder = folder or runs.new_run(root, run_name or base or "cnn", exact=bool(run_name))
+        keeper.folder, table.path = folder, folder / "metrics.csv"
+        if fresh or not (folder / "config.yaml").exists():
+            _save_settings(parser, config, data, folder)
+        if checkpoint is not None and checkpoint[STATE]["metrics_csv"]:
+            table.rewind(checkpoint[STATE]["metrics_csv"], file.parent / "metrics.csv")
+        purge = None if checkpoint is None else checkpoint[STATE]["step"] + 1
+        events = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge)
+        trainer.loggers = [table, events]
+        _announce(data, model, folder, file)
+    else:
+        trainer.loggers = []
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=file)
+    except Interrupted as interrupted:
+        if keeper.last.exists():
+            interrupted.told = f"stopped; {keeper.last} has everything: continue with --ckpt_path last"
+        if interrupted.signum == signal.SIGUSR1 and trainer.is_global_zero:
+            console.print(requeue_slurm_job(), highlight=False)
+        raise
+    finally:
+        if fresh and folder is not None and not (folder / "last.ckpt").exists():
+            _remove_empty_run(folder)
+    best = keeper.folder / "best.ckpt"
+    result = _evaluate(trainer, model, data, best if best.exists() else keeper.last, "test")
+    if trainer.is_global_zero:
+        _report(result, keeper.folder)
+
+
+def _find(root: Path, run_name: str | None, base: str | None, ckpt_path: str) -> tuple[Path | None, Path]:
+    """The run folder to write to (None: a new one) and the checkpoint file that `--ckpt_path` means."""
+    if ckpt_path in ("last", "best"):
+        folder = runs.named_run(root, run_name) if run_name else runs.newest_run(root, base)
+        file, passed = find_checkpoint(folder, ckpt_path)
+        for line in passed:
+            console.print(f"[yellow]{line}[/]", highlight=False)
+        return folder, file
+    file = Path(ckpt_path)
+    if run_name is not None:
+        return (root / run_name if (root / run_name / "config.yaml").exists() else None), file
+    in_run = file.resolve().parent.parent == root.resolve() and (file.parent / "config.yaml").exists()
+    return (file.parent if in_run else None), file
+
+
+def _cut_off(root: Path, base: str, exact: bool) -> tuple[Path | None, Path | None]:
+    """The run that torchrun or Slurm restarts, and where it stood; nothing if it had not got to its first step."""
+    try:
+        folder = runs.named_run(root, base) if exact else runs.newest_run(root, base)
+    except UserError:
+        return None, None
+    if not any(folder.glob("*.ckpt")):
+        return folder, None
+    return folder, find_checkpoint(folder, "last")[0]
+
+
+def _settings_of_run(file: Path, root: Path, checkpoint: dict[str, Any]) -> list[str]:
+    """Words that repeat the settings of the run that a checkpoint belongs to, for others to come after."""
+    own = file.parent / "config.yaml"
+    if own.exists() and file.resolve().parent.parent == root.resolve():
+        return ["--config", str(own)]
+    # A file from elsewhere: its model and data, as plain values; nothing that could name code.
+    name = checkpoint[STATE].get("model")
+    if name not in MODELS:
+        raise UserError(f"{file} holds a model that is not known here: {name!r}; there are {', '.join(MODELS)}")
+    words = ["--model", name]
+    for group, values in (("model", checkpoint["hyper_parameters"]), ("data", checkpoint["datamodule_hyper_parameters"])):
+        words += [f"--{group}.{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+    return words
+
+
+def _names_model(words: list[str]) -> bool:
+    """Whether a configuration file among the words says which model to train."""
+    file = option(words, "--config")
+    try:
+        settings = yaml.safe_load(Path(file).read_text()) if file else None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise BadSetting(f"{file} is not a readable YAML file: {str(error).splitlines()[0]}") from error
+    return isinstance(settings, dict) and "model" in settings
+
+
+def _check_resumable(file: Path, checkpoint: dict[str, Any], model: Any, data: Any, trainer: Trainer) -> None:
+    state = checkpoint[STATE]
+    if state["model"] != type(model).__name__:
+        raise UserError(
+            f"{file} holds a {state['model']}, this is a {type(model).__name__}: give the recipe that it was trained "
+            "with, or start a new run without --ckpt_path"
+        )
+    if found := runs.differences(checkpoint, model, data, trainer.world_size, str(trainer.precision)):
+        raise UserError(
+            f"{file} was trained otherwise ({'; '.join(found)}): give the same, or start a new run without --ckpt_path"
+        )
+    if state["world_size"] != trainer.world_size and trainer.is_global_zero:
+        console.print(
+            f"The checkpoint is of {state['world_size']} processes, this is {trainer.world_size} with as many images in a "
+            "step: the order goes on unchanged; dropout draws anew.", highlight=False,
+        )  # fmt: skip
+    if trainer.max_epochs not in (None, -1) and state["epoch"] > trainer.max_epochs:
+        raise UserError(
+            f"{file} has {state['epoch']} epochs already, more than --trainer.max_epochs {trainer.max_epochs}: raise it"
+        )
+    data.expected_fingerprint = checkpoint["MNISTDataModule"].get("fingerprint")
+
+
+def _pass_on(settings: dict[str, Any], model: Any, data: Any) -> None:
+    """Hands on the settings that Lightning itself cannot apply under manual optimization, or would count in blocks."""
+    if clip := settings.pop("gradient_clip_val", None):
+        model.hparams["gradient_clip_val"] = float(clip)
+    if settings.pop("gradient_clip_algorithm", None) not in (None, "norm"):
+        raise BadSetting("--trainer.gradient_clip_algorithm: only norm is there")
+    if settings.pop("accumulate_grad_batches", 1) != 1:
+        raise BadSetting("--trainer.accumulate_grad_batches is not there: raise --data.batch_size instead")
+    interval = settings.get("val_check_interval")
+    if isinstance(interval, int):
+        if interval % data.steps_per_block:
+            raise BadSetting(
+                f"--trainer.val_check_interval {interval} must be a multiple of the {data.steps_per_block} steps of a "
+                "block: see --data.steps_per_block"
+            )
+        settings["val_check_interval"] = interval // data.steps_per_block
+
+
+def _save_settings(parser: Any, config: Any, data: MNISTDataModule, folder: Path) -> None:
+    """config.yaml: all settings of the run, the source of its digits as it turned out to be."""
+    kept = config.clone()
+    for key in ("config", "run", "ckpt_path", "debug"):
+        kept.pop(key, None)
+    kept.data.source = data.source
+    text = parser.dump(kept, skip_validation=True)
+    note = f"# {data.source} digits" + (" (no MNIST could be had)" if data.download_problem else "")
+    (folder / "config.yaml").write_text(f"{note}\n{text}")
+
+
+def _remove_empty_run(folder: Path) -> None:
+    """A run that never got to its first checkpoint leaves nothing behind."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------- validate, test, predict
+
+
+def evaluate(stage: str, words: list[str], signals: Signals) -> None:
+    """Evaluates a checkpoint, by default the best of the newest run."""
+    parser = parser_of(stage)
+    config_file, run_name = option(words, "--config"), option(words, "--run")
+    root = Path(option(words, "--trainer.default_root_dir") or "checkpoints")
+    if {"-h", "--help"} & set(words):
+        parse(parser, words)
+    ckpt_path = option(words, "--ckpt_path")
+    base = runs.base_name(config_file, None)
+    if ckpt_path is None:
+        folder = runs.named_run(root, run_name) if run_name else runs.newest_run(root, base)
+        ckpt_path = "best" if (folder / "best.ckpt").exists() else "last"
+    folder, file = _find(root, run_name, base, ckpt_path)
+    checkpoint = read_checkpoint(file)
+    state, trained_on = checkpoint[STATE], checkpoint["MNISTDataModule"]
+    known = checkpoint["datamodule_hyper_parameters"] | {"source": trained_on["source"]}
+    known["normalize"] = [trained_on["mean"], trained_on["std"]]
+    known["steps_per_block"] = None
+    parser.set_defaults({f"data.{key}": value for key, value in known.items()})
+    config = parse(parser, [word for word in _without_config(words)])
+    settings = parser.instantiate_classes(config)
+    model = model_of(checkpoint, file)
+    trainer = _trainer(_quiet_trainer(dict(settings.trainer)), [_SignalsAgain(signals)])
+    result = _evaluate(trainer, model, settings.data, file, stage)
+    if trainer.is_global_zero:
+        _report(result | {"seed": checkpoint["hyper_parameters"].get("seed")}, folder)
+
+
+def _without_config(words: list[str]) -> list[str]:
+    """`--config` only tells which run is meant: the checkpoint knows its own settings."""
+    kept, skip = [], False
+    for word in words:
+        if word == "--config":
+            skip = True
+        elif skip or word.startswith("--config="):
+            skip = False
+        else:
+            kept.append(word)
+    return kept
+
+
+def _evaluate(trainer: Trainer, model: Any, data: MNISTDataModule, file: Path, stage: str) -> dict[str, Any]:
+    """Loads the weights of `file` and runs a stage over all its images, each counted once."""
+    checkpoint = read_checkpoint(file)
+    load_weights(model, checkpoint, file)
+    split = "val" if stage == "validate" else "test"
+    result = {"source": data.source, "checkpoint": str(file)}
+    if stage == "predict":
+        parts = trainer.predict(model, datamodule=data)
+        return result | {"source": data.source, "predictions": _gather(trainer, parts), "data": data}
+    if stage == "validate":
+        if not data.hparams["val_size"]:
+            raise UserError(f"{file} was trained on all training images: there are none to validate on; use test")
+        trainer.validate(model, datamodule=data, verbose=False)
+    else:
+        trainer.test(model, datamodule=data, verbose=False)
+    images = len(data.labels(split))
+    correct = round(float(trainer.callback_metrics[f"{split}_acc"]) * images)
+    return {
+        "accuracy": correct / images,
+        "loss": float(trainer.callback_metrics[f"{split}_loss"]),
+        "images": images,
+        "correct": correct,
+        **result,
+        "source": data.source,
+        "split": split,
+        "epoch": checkpoint["epoch"],
+        "step": checkpoint["global_step"],
+        "seed": checkpoint["hyper_parameters"].get("seed"),
+        "versions": {"mnist_lightning": __version__, "torch": version("torch"), "lightning": version("lightning")},
+    }
+
+
+def _gather(trainer: Trainer, parts: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions and probabilities of all ranks, in the order of the data set."""
+    mine = (torch.cat([p for p, _ in parts]).cpu(), torch.cat([p for _, p in parts]).cpu())
+    everyone = [mine]
+    if trainer.world_size > 1:
+        everyone = [mine] * trainer.world_size
+        torch.distributed.all_gather_object(everyone, mine)
+    positions, probabilities = (torch.cat(tensors) for tensors in zip(*everyone, strict=True))
+    order = positions.argsort()
+    return positions[order], probabilities[order]
+
+
+def _report(result: dict[str, Any], folder: Path | None) -> None:
+    """The table at the end, and the same in a file of the run folder."""
+    place = folder or Path(result["checkpoint"]).parent
+    if "predictions" in result:
+        _write_predictions(result, place / "predictions.csv")
+        return
+    split = result["split"]
+    _write_json({key: value for key, value in result.items() if key != "split"}, place / f"{split}.json")
+    table = Table(title=f"{'Test' if split == 'test' else 'Validation'} result", show_header=False, min_width=50)
+    source = result["source"]
+    table.add_row("accuracy", f"[bold]{result['accuracy']:.2%}[/]  ({result['correct']:,} of {result['images']:,} images)")
+    table.add_row("loss", f"{result['loss']:.4f}")
+    table.add_row("images of", "[bold red]SYNTHETIC digits, not MNIST[/]" if source == "synthetic" else source)
+    table.add_row("checkpoint", f"{result['checkpoint']}  (epoch {result['epoch']})")
+    table.add_row("run folder", str(place))
+    console.print(table)
+
+
+def _write_json(result: dict[str, Any], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _write_predictions(result: dict[str, Any], path: Path) -> None:
+    """One row an image of the test set: label, predicted digit, its probability."""
+    positions, probabilities = result["predictions"]
+    best = probabilities.max(1)
+    labels = result["data"].labels("test").tolist()
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", "prediction", "probability"])
+        for row in zip(positions.tolist(), labels, best.indices.tolist(), best.values.tolist(), strict=True):
+            writer.writerow([*row[:3], f"{row[3]:.6f}"])
+    os.replace(temporary, path)
+    console.print(f"{len(positions):,} predictions for {result['source']} test images: {path}", highlight=False)
+
+
+# ---------------------------------------------------------------------- convert
+
+
+def convert(words: list[str]) -> None:
+    """Writes one split as tab-delimited text: 784 pixel values and the label on a line."""
+    parser = parser_of("convert")
+    config = parse(parser, words)
+    data = parser.instantiate_classes(config).data
+    data.prepare_data()
+    digits = data.read(config.split)
+    if config.rows is not None and not 1 <= config.rows <= len(digits.labels):
+        raise BadSetting(f"--rows is {config.rows}; there are {len(digits.labels)} images")
+    rows = slice(config.rows)
+    write_text(type(digits)(digits.images[rows], digits.labels[rows]), Path(config.output))
+    console.print(f"{len(digits.labels[rows]):,} images of {data.source} written to {config.output}", highlight=False)
+
+
+# ---------------------------------------------------------------------- the Trainer, and what is said
+
+
+def _quiet_trainer(settings: dict[str, Any]) -> dict[str, Any]:
+    """Silences what Lightning says of itself on every start."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*smaller than the logging interval.*",  # it counts blocks; rows are written by steps
+        ".*litlogger.*", ".*litmodels.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message)
+    return settings
+
+
+def _trainer(settings: dict[str, Any], callbacks: list[Any], fit: bool = False) -> Trainer:
+    if settings.pop("enable_progress_bar", True) is not False and fit:
+        callbacks.append(RunProgress(console))
+    else:
+        settings["enable_progress_bar"] = False
+    if settings.pop("enable_model_summary", True) is not False and fit:
+        callbacks.append(NetworkSummary(max_depth=2))
+    else:
+        settings["enable_model_summary"] = False
+    if not fit:
+        settings["enable_checkpointing"] = False
+    try:
+        return Trainer(**settings, callbacks=callbacks, logger=False, plugins=[DurableCheckpointIO()])
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise BadSetting(f"--trainer: {str(error).splitlines()[0]}") from error
+
+
+class _SignalsAgain(Callback):
+    """Takes the signals back from Lightning, whose SIGTERM handler can hang several processes."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.on_validation_start = self.on_test_start = self.on_predict_start = lambda *_: signals.install()
+
+
+def _announce(data: MNISTDataModule, model: Any, folder: Path, file: Path | None) -> None:
+    if data.source == "synthetic" and data.hparams["source"] == "auto":
+        reason = data.download_problem or f"there is no MNIST in {data.root}"
+        console.print(
+            Panel(
+                f"[bold]Training on SYNTHETIC digits, not on MNIST.[/]\n{reason}.\n"
+                "For MNIST, give its folder with --data.root DIR or the variable MNIST_ROOT.",
+                style="red",
+            )
+        )
+    start = f"continues from {file}" if file else "starts"
+    sizes = f"{len(data.labels('train')):,} training images of {data.source}"
+    console.print(f"Run {folder} {start}: {type(model).__name__}, {sizes}", highlight=False)

@@ -1,0 +1,234 @@
+"""MNISTDataModule: where the digits come from, how they are divided, and how they become batches."""
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from mnist_lightning.data.loader import Block, TensorLoader, global_seed
+from mnist_lightning.data.sources import Digits, download, find_idx, read_idx, read_text
+from mnist_lightning.data.synthetic import synthetic_digits
+from mnist_lightning.errors import BadSetting, UserError
+
+EVAL_BATCH_SIZE = 500  # as fast as larger ones, in a few MB
+IMAGES_PER_BLOCK = 4096  # small enough for the processor's cache, large enough to hide Lightning's cost per batch
+FILE = {"train": "train", "val": "train", "test": "test"}  # validation images come from the training set
+SPLIT_SEED = 0  # the validation images stay the same whatever the seed of the training is
+SAMPLE = 60_000  # images looked at for mean and standard deviation; all of MNIST's
+
+
+class MNISTDataModule(LightningDataModule):
+    """Digits as `uint8` tensors on the training device, and loaders that cut blocks of batches from them.
+
+    Args:
+        root: Folder with the four IDX files, plain or .gz, or to download them to ($MNIST_ROOT, else ./data).
+        source: mnist (IDX files of root, else a download), text (train_file and test_file), synthetic (drawn by
+            the program), or auto: mnist if it can be had, else synthetic, said loudly.
+        train_file: Tab-delimited text to train on, 784 values 0-255 and the label on a line (source text).
+        test_file: The same for testing.
+        batch_size: Images of one optimizer step, on each device.
+        val_size: Training images held out for validation, chosen by a fixed seed.
+        train_size: Use only the first so many training images (after those for validation are taken out).
+        normalize: mean and std of a pixel in [0, 1]; auto: those of the training images, to four decimals (0.1307
+            and 0.3081 for MNIST); none: only divide by 255.
+        seed: Seed of the order of the batches; by default that of the run.
+        steps_per_block: Optimizer steps for each call of training_step; changes the speed, never the result.
+        test_each_epoch: Also evaluate the test images each epoch, as articles plot them; never used to choose.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        source: Literal["auto", "mnist", "text", "synthetic"] = "auto",
+        train_file: str | None = None,
+        test_file: str | None = None,
+        batch_size: int = 64,
+        val_size: int = 5000,
+        train_size: int | None = None,
+        normalize: Literal["auto", "none"] | tuple[float, float] = "auto",
+        seed: int | None = None,
+        steps_per_block: int | None = None,
+        test_each_epoch: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("val_size", val_size, 0),
+            ("train_size", train_size, 1),
+            ("steps_per_block", steps_per_block, 1),
+        ):
+            if value is not None and value < least:
+                raise BadSetting(f"--data.{name} is {value}; it must be at least {least}")
+        if not isinstance(normalize, str) and normalize[1] <= 0:
+            raise BadSetting(f"--data.normalize: the standard deviation is {normalize[1]}; it must be above 0")
+        if source == "text" and not (train_file or test_file):
+            raise BadSetting("--data.source text needs --data.train_file and --data.test_file")
+        self.save_hyperparameters()
+        self.hparams["seed"] = global_seed() if seed is None else seed
+        self.root = Path(root or os.environ.get("MNIST_ROOT") or "data")
+        self.steps_per_block = steps_per_block or max(1, IMAGES_PER_BLOCK // batch_size)
+        self.source = source  # becomes what `auto` was resolved to
+        self.mean_std: tuple[float, float] | None = None
+        if normalize == "none":
+            self.mean_std = (0.0, 1.0)
+        elif not isinstance(normalize, str):
+            self.mean_std = (float(normalize[0]), float(normalize[1]))
+        self.download_problem: str | None = None  # why `auto` fell back to synthetic digits
+        self.expected_fingerprint: str | None = None  # a resumed run's training images
+        self._limit: int | float = 1.0  # mini-batches of an epoch, or the share of them
+        self._digits: dict[str, Digits] = {}
+        self._subsets: dict[str, Tensor | None] = {}
+
+    # ------------------------------------------------------------------ from files to tensors
+
+    def prepare_data(self) -> None:
+        """Downloads where that is wanted; Lightning calls it once a machine."""
+        if self.source in ("auto", "mnist") and find_idx(self.root) is None and self.download_problem is None:
+            try:
+                download(self.root)
+            except UserError as error:
+                if self.source == "mnist":
+                    raise
+                self.download_problem = str(error)
+
+    def setup(self, stage: str) -> None:
+        training = stage in ("fit", "validate")
+        if training or self.mean_std is None:
+            self._divide(self._load("train"))
+        if not training or self.hparams["test_each_epoch"]:
+            self._load("test")
+            self._subsets["test"] = None
+        if self.mean_std is None:
+            self.mean_std = _mean_std(self._load("train").images)
+        if stage == "fit" and self.expected_fingerprint not in (None, self.fingerprint()):
+            raise UserError(
+                "the training images are not those that the checkpoint was trained on: give the same --data.root "
+                "and --data.source, or start a new run without --ckpt_path"
+            )
+
+    def _load(self, split: str) -> Digits:
+        if split not in self._digits:
+            self._digits[split] = self.read(split)
+        return self._digits[split]
+
+    def read(self, split: str) -> Digits:
+        """All images of "train" or "test", from wherever they come."""
+        if self.source == "auto":
+            self.source = "synthetic" if find_idx(self.root) is None else "mnist"
+        if self.source == "synthetic":
+            count, seed = (60_000, 0) if split == "train" else (10_000, 1)
+            return Digits(*synthetic_digits(count, seed))
+        if self.source == "text":
+            file = self.hparams[f"{split}_file"]
+            if file is None:
+                raise BadSetting(f"--data.source text needs --data.{split}_file")
+            return read_text(Path(file))
+        folder = find_idx(self.root)
+        if folder is None:
+            raise UserError(f"no MNIST in {self.root}: set --data.root to the folder that holds its four files")
+        return read_idx(folder, split)
+
+    def _divide(self, train: Digits) -> None:
+        """Chooses the validation images at random from all training images; the rest keeps its order."""
+        val_size, train_size = self.hparams["val_size"], self.hparams["train_size"]
+        images = len(train.labels)
+        if val_size >= images:
+            raise BadSetting(f"--data.val_size is {val_size}, but there are only {images} training images")
+        if train_size is not None and train_size > images - val_size:
+            raise BadSetting(f"--data.train_size is {train_size}, but only {images - val_size} images are there")
+        if val_size == 0:
+            self._subsets["train"] = None if train_size in (None, images) else torch.arange(train_size)
+            return
+        shuffled = torch.randperm(images, generator=torch.Generator().manual_seed(SPLIT_SEED))
+        self._subsets["val"] = shuffled[:val_size].sort().values
+        self._subsets["train"] = shuffled[val_size:].sort().values[:train_size]
+
+    # ------------------------------------------------------------------ from tensors to batches
+
+    def train_dataloader(self) -> TensorLoader:
+        if self.trainer is not None and self.trainer.limit_train_batches != 1.0:
+            # Lightning would count blocks, so the loader keeps to it
+            self._limit, self.trainer.limit_train_batches = self.trainer.limit_train_batches, 1.0
+        return self._loader(
+            "train",
+            batch_size=self.hparams["batch_size"],
+            steps_per_block=self.steps_per_block,
+            shuffle=True,
+            seed=self.hparams["seed"],
+            limit=self._limit,
+        )
+
+    def val_dataloader(self) -> list[TensorLoader]:
+        """The validation images, if any are held out, and the test images, if they are watched."""
+        return [self._loader(split, batch_size=EVAL_BATCH_SIZE) for split in self.val_splits]
+
+    def test_dataloader(self) -> TensorLoader:
+        return self._loader("test", batch_size=EVAL_BATCH_SIZE)
+
+    predict_dataloader = test_dataloader
+
+    @property
+    def val_splits(self) -> list[str]:
+        """What `val_dataloader` goes through: "val", "test", both or nothing."""
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        watched = ["test"] if self.hparams["test_each_epoch"] and fitting else []
+        return (["val"] if self.hparams["val_size"] else []) + watched
+
+    def labels(self, split: str) -> Tensor:
+        """Labels of "train", "val" or "test", uint8 [N]."""
+        labels, subset = self._digits[FILE[split]].labels, self._subsets[split]
+        return labels if subset is None else labels[subset]
+
+    def _loader(self, split: str, **options: Any) -> TensorLoader:
+        trainer = self.trainer
+        if trainer is not None:
+            options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
+            device = trainer.strategy.root_device
+            digits = self._digits[FILE[split]]
+            # 55 MB for all of MNIST; a set that would crowd the model out stays in main memory
+            if device.type == "cuda" and digits.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+                self._digits[FILE[split]] = Digits(*(tensor.to(device) for tensor in digits))
+        images, labels = self._digits[FILE[split]]
+        return TensorLoader(images, labels, self._subsets[split], **options)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """uint8 [n, 28, 28] -> float32 [n, 1, 28, 28], normalised on the device."""
+        if isinstance(batch, Block):  # Lightning's summary sends its example image through here as well
+            batch.images = self.normalized(batch.images)
+            batch.labels = batch.labels.long()
+        return batch
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """uint8 [n, 28, 28] -> float32 [n, 1, 28, 28] with the mean and standard deviation of this data."""
+        if self.mean_std is None:
+            raise RuntimeError("call setup() first: mean and standard deviation are not known yet")
+        mean, std = self.mean_std
+        pixels = images.unsqueeze(1).to(torch.float32)
+        return (pixels.sub_(255 * mean) if mean else pixels).div_(255 * std)
+
+    # ------------------------------------------------------------------ what a checkpoint keeps
+
+    def fingerprint(self) -> str:
+        """Tells other training images from these; looks at all labels and at up to 1,000 images."""
+        images, labels = self._digits["train"]
+        sample = images[:: max(1, len(images) // 1000)].contiguous()
+        return f"{zlib.crc32(sample.cpu().numpy(), zlib.crc32(labels.cpu().numpy())):08x}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The resolved source, normalisation and training images, so that every tool can do as training did."""
+        mean, std = self.mean_std or (0.0, 1.0)
+        return {"source": self.source, "mean": mean, "std": std, "fingerprint": self.fingerprint()}
+
+
+def _mean_std(images: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of a pixel in [0, 1], of at most SAMPLE images, to four decimals."""
+    total, squares, count = 0.0, 0.0, 0
+    for chunk in images[:: -(-len(images) // SAMPLE)].split(2000):
+        pixels = chunk.float().div_(255)
+        total, squares, count = total + pixels.sum().item(), squares + pixels.square_().sum().item(), count + chunk.numel()
+    mean = total / count
+    return round(mean, 4), max(round((squares / count - mean**2) ** 0.5, 4), 1e-4)

@@ -1,0 +1,253 @@
+"""DigitClassifier: everything that MLP and CNN share: loss, metrics, optimizer, and the block of steps."""
+
+import difflib
+import inspect
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer, lr_scheduler
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from mnist_lightning.data.loader import Block, TensorLoader, derived_seed, global_seed
+from mnist_lightning.errors import BadSetting
+
+T = TypeVar("T", int, float)
+
+
+class DigitClassifier(LightningModule):
+    """A network `net` from float32 [n, 1, 28, 28] to logits [n, 10], and how it is trained.
+
+    Args:
+        loss: cross_entropy on logits, or mse: mean squared error against one-hot targets.
+        optimizer: Name of a torch.optim class.
+        lr: Learning rate.
+        optimizer_args: Its other arguments, e.g. {momentum: 0.5}.
+        scheduler: Name of a torch.optim.lr_scheduler class; OneCycleLR is told the length of the training.
+        scheduler_args: Its arguments, e.g. {step_size: 1, gamma: 0.7}.
+        scheduler_interval: Whether the scheduler steps after each optimizer step or each epoch.
+        gradient_clip_val: Clip the norm of the gradient to this value.
+        seed: Seed of what is random inside a step, such as dropout; by default that of the run.
+    """
+
+    net: nn.Sequential
+
+    def __init__(
+        self,
+        loss: Literal["cross_entropy", "mse"] = "cross_entropy",
+        optimizer: str = "Adam",
+        lr: float = 1e-3,
+        optimizer_args: dict[str, Any] | None = None,
+        scheduler: str | None = None,
+        scheduler_args: dict[str, Any] | None = None,
+        scheduler_interval: Literal["step", "epoch"] = "step",
+        gradient_clip_val: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.hparams["seed"] = global_seed() if seed is None else seed
+        self.automatic_optimization = False  # a block holds several optimizer steps
+        named(torch.optim, optimizer, Optimizer, "--model.optimizer")
+        if scheduler:
+            named(lr_scheduler, scheduler, lr_scheduler.LRScheduler, "--model.scheduler")
+        self.example_input_array = torch.zeros(1, 1, 28, 28)  # for the summary's shapes
+        self.metrics = nn.ModuleDict()
+        for split in ("train", "val", "test"):
+            # the block checks its labels once, when they are read from the file
+            self.metrics[f"{split}_acc"] = MulticlassAccuracy(10, average="micro", validate_args=False)
+            self.metrics[f"{split}_loss"] = MeanMetric(nan_strategy="disable")
+        self.epoch_results: dict[str, float] = {}  # of the validation at this epoch's end
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    # ------------------------------------------------------------------ training
+
+    def training_step(self, block: Block, batch_idx: int) -> dict[str, Tensor]:
+        """One optimizer step for each mini-batch of the block -> losses [steps], detached, on the device."""
+        optimizer, trainer = self.optimizers(), self.trainer
+        scheduler = self._scheduler("step")
+        first = trainer.global_step
+        losses, outputs, rates = [], [], []
+        for step, (images, labels, images_of_all_ranks) in enumerate(block.split(), first):
+            if step == trainer.max_steps:
+                break
+            # Random state is a function of the step, so that a resumed run draws what the first would have drawn.
+            seed_generators(self.device, derived_seed(self.hparams["seed"], "step", step, trainer.global_rank))
+            output = self.net(images)
+            loss = self._loss(output, labels)
+            optimizer.zero_grad()
+            # DDP averages over ranks; the weight makes that the mean over images when the last batch is uneven
+            weight = len(labels) * trainer.world_size / images_of_all_ranks
+            self.manual_backward(loss if weight == 1 else loss * weight)
+            if self.hparams["gradient_clip_val"]:
+                self.clip_gradients(optimizer, self.hparams["gradient_clip_val"], "norm")
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            # autocast would go on using the bf16 copies of the old weights until the end of training_step
+            torch.clear_autocast_cache()
+            if scheduler is not None:
+                scheduler.step()
+            losses.append(loss.detach())
+            outputs.append(output.detach())
+        done = block.sizes[: len(losses)]
+        stacked = torch.stack(losses).float()
+        self._update("train", torch.cat(outputs), block.labels[: sum(done)], stacked, done)
+        self._log_steps(first, stacked, rates)
+        return {"losses": stacked}
+
+    def _loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the images: [n, 10], [n] -> []. A rank can have no image at the end of an epoch: then 0."""
+        if len(labels) == 0:
+            return output.sum()
+        if self.hparams["loss"] == "mse":
+            return F.mse_loss(output, F.one_hot(labels, 10).to(output.dtype))
+        return F.cross_entropy(output, labels)
+
+    def on_train_epoch_end(self) -> None:
+        if self.trainer.global_step % self._loader().batches:
+            return  # max_steps ended the training inside the epoch; a run that goes on from here ends the epoch
+        row = self.epoch_results | self._results("train")
+        self.epoch_results = {}
+        self._write(self.trainer.global_step, self.trainer.current_epoch + 1, self._rate(), row)
+        scheduler = self._scheduler("epoch")
+        if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+            scheduler.step(row.get("val_loss", row["train_loss"]))
+        elif scheduler is not None:
+            scheduler.step()
+
+    def configure_optimizers(self) -> Any:
+        args = dict(self.hparams["optimizer_args"] or {})
+        kind = named(torch.optim, self.hparams["optimizer"], Optimizer, "--model.optimizer")
+        if "fused" in inspect.signature(kind).parameters and self.device.type in ("cpu", "cuda"):
+            args.setdefault("fused", True)  # one kernel for all parameters; a loop over them in Python otherwise
+        try:
+            optimizer = kind(self.parameters(), lr=self.hparams["lr"], **args)
+        except (TypeError, ValueError) as error:
+            raise BadSetting(f"--model.optimizer {kind.__name__} does not take {args}: {error}") from error
+        if not self.hparams["scheduler"]:
+            return optimizer
+        args = dict(self.hparams["scheduler_args"] or {})
+        kind = named(lr_scheduler, self.hparams["scheduler"], lr_scheduler.LRScheduler, "--model.scheduler")
+        if kind is lr_scheduler.OneCycleLR:
+            args = {"max_lr": self.hparams["lr"], "total_steps": self.scheduled_steps} | args
+        try:
+            scheduler = kind(optimizer, **args)
+        except (TypeError, ValueError) as error:
+            raise BadSetting(f"--model.scheduler {kind.__name__} does not take {args}: {error}") from error
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _scheduler(self, interval: str) -> Any:
+        """The scheduler if this is its interval. Lightning steps none under manual optimization."""
+        return self.lr_schedulers() if interval == self.hparams["scheduler_interval"] else None
+
+    def _rate(self) -> float:
+        return self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    @property
+    def scheduled_steps(self) -> int | None:
+        """Optimizer steps that the schedule is made for, where it matters. (Lightning's estimate counts blocks.)"""
+        trainer = self.trainer
+        if self.hparams["scheduler"] != "OneCycleLR":
+            return None
+        if trainer.max_steps != -1:
+            return trainer.max_steps
+        return self._loader().batches * (trainer.max_epochs or 1)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(self, block: Block, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(self.trainer.datamodule.val_splits[dataloader_idx], block)
+
+    def test_step(self, block: Block, batch_idx: int) -> None:
+        self._evaluate("test", block)
+
+    def predict_step(self, block: Block, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Positions in the data set [n] and probabilities [n, 10]."""
+        return block.positions, self.net(block.images).float().softmax(1)
+
+    def _evaluate(self, split: str, block: Block) -> None:
+        output = self.net(block.images)
+        self._update(split, output, block.labels, self._loss(output, block.labels).reshape(1), block.sizes)
+
+    def on_validation_epoch_end(self) -> None:
+        row: dict[str, float] = {}
+        for split in self.trainer.datamodule.val_splits:
+            row |= self._results(split)
+        trainer = self.trainer
+        if trainer.sanity_checking:
+            if trainer.num_sanity_val_steps == float("inf"):  # all images: what an untrained network reads
+                self._write(0, 0, self._rate(), row)
+        elif trainer.state.fn == "fit":
+            self.epoch_results = row
+            if not trainer.is_last_batch:
+                self._write(trainer.global_step, trainer.current_epoch + 1, self._rate(), row)
+                self.epoch_results = {}
+
+    def on_test_epoch_end(self) -> None:
+        self._results("test")
+
+    # ------------------------------------------------------------------ metrics and rows
+
+    def _update(self, split: str, output: Tensor, labels: Tensor, losses: Tensor, sizes: list[int]) -> None:
+        self.metrics[f"{split}_acc"].update(output, labels)
+        self.metrics[f"{split}_loss"].update(losses.float(), torch.tensor(sizes, device=losses.device))
+
+    def _results(self, split: str) -> dict[str, float]:
+        """Loss and accuracy of all ranks since the last call; also where Lightning's callbacks look for them."""
+        results = {}
+        for name in (f"{split}_loss", f"{split}_acc"):
+            results[name] = self.metrics[name].compute().item()
+            self.metrics[name].reset()
+        self.log_dict(results, logger=False)
+        return results
+
+    def _log_steps(self, first: int, losses: Tensor, rates: list[float]) -> None:
+        """Writes a row for each of a block's steps that is a multiple of `log_every_n_steps`."""
+        every = self.trainer.log_every_n_steps
+        due = [i for i in range(len(losses)) if every and (first + i + 1) % every == 0]
+        if due and self.trainer.is_global_zero:
+            values = losses.tolist()
+            for i in due:
+                self._write(first + i + 1, self.trainer.current_epoch + 1, rates[i], {"train_loss_step": values[i]})
+
+    def _write(self, step: int, epoch: int, rate: float, values: dict[str, float]) -> None:
+        row = {"epoch": epoch, "images": self._loader().images_after(step), "lr": rate, **values}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step)
+
+    def _loader(self) -> TensorLoader:
+        loader = self.trainer.train_dataloader
+        return loader if loader is not None else self.trainer.datamodule.train_dataloader()
+
+
+def named(module: Any, name: str, base: type, flag: str) -> Any:
+    """The subclass of `base` that `module` calls `name`."""
+    kinds = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, base) and v is not base}
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.4) or sorted(kinds)[:1]
+        raise BadSetting(f"{flag}: there is no {name!r}; did you mean {near[0]}?")
+    return kinds[name]
+
+
+def activation_layer(name: str) -> nn.Module:
+    return named(nn.modules.activation, name, nn.Module, "--model.activation")()
+
+
+def per_layer(value: T | list[T], layers: int, name: str) -> list[T]:
+    """One value for each layer, from one for all or a list."""
+    values = value if isinstance(value, list) else [value] * layers
+    if len(values) != layers:
+        raise BadSetting(f"--model.{name} has {len(values)} values for {layers} layers: {values}")
+    return values
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """`torch.manual_seed` for just the generators that a step draws from: 1 us instead of 20."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)

@@ -1,0 +1,40 @@
+"""MLP: fully connected layers, e.g. 784 -> 256 -> 128 -> 10."""
+
+from typing import Any
+
+from torch import nn
+
+from mnist_lightning.models.classifier import DigitClassifier, activation_layer, per_layer
+
+
+class MLP(DigitClassifier):
+    """Fully connected network.
+
+    Args:
+        hidden: Widths of the hidden layers.
+        activation: Name of a torch.nn activation after each hidden layer.
+        dropout: Dropout after each hidden activation, one value or one a layer.
+        output_activation: Name of a torch.nn activation of the outputs; cross-entropy wants none.
+        kwargs: Loss, optimizer and scheduler: see DigitClassifier.
+    """
+
+    def __init__(
+        self,
+        hidden: list[int] = [256, 128],  # noqa: B006  (read only; --help shows it)
+        activation: str = "ReLU",
+        dropout: float | list[float] = 0.0,
+        output_activation: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        layers: list[nn.Module] = [nn.Flatten()]  # [n, 1, 28, 28] -> [n, 784]
+        width = 28 * 28
+        for size, drop in zip(hidden, per_layer(dropout, len(hidden), "dropout"), strict=True):
+            layers += [nn.Linear(width, size), activation_layer(activation)]
+            if drop:
+                layers.append(nn.Dropout(drop))
+            width = size
+        layers.append(nn.Linear(width, 10))  # -> [n, 10]
+        if output_activation:
+            layers.append(activation_layer(output_activation))
+        self.net = nn.Sequential(*layers)

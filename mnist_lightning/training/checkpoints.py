@@ -1,0 +1,255 @@
+"""Checkpoints that survive: written durably, checked before use, found again, never trusted.
+
+A file is torch's own zip with a SHA-256 of everything before it as the archive's comment, so `torch.load` reads it
+as it is. It holds tensors and plain values only.
+"""
+
+import hashlib
+import io
+import os
+import pickletools
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+from mnist_lightning.errors import UserError
+from mnist_lightning.models import MODELS, DigitClassifier
+
+MARK = b"sha256:"
+COMMENT = len(MARK) + 64  # bytes of the zip comment
+LARGEST = 2 << 30  # bytes; no digit classifier comes near
+VALUES = 1_000_000  # at most so many values in a checkpoint: a shared list of shared lists would never end
+STATE = "mnist_lightning"  # our own entry in a checkpoint: position, identity, metrics of the running epoch
+
+# What a checkpoint of tensors and plain values needs of pickle, and nothing else.
+ALLOWED = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    *(f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char")),
+    *(f"torch {kind}Storage" for kind in ("Byte", "Bool")),
+}
+
+
+def plain(value: Any) -> Any:
+    """The same with dicts, lists, tuples, strings, numbers and compact CPU tensors only.
+
+    Strings are interned: pickle writes a string once for each object, so equal states give equal files only if
+    equal strings are one object, however the state came about.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        if value.untyped_storage().nbytes() != value.numel() * value.element_size():
+            value = value.clone()  # a view would be written with the whole tensor behind it
+        return value
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value) if type(value) in (list, tuple) else list(map(plain, value))
+    if isinstance(value, bool | int | float | None):
+        return value
+    return sys.intern(str(value))
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path, also: Path | None = None) -> None:
+    """Writes the file whole or not at all; `also` is a second name for it, given first."""
+    buffer = io.BytesIO()
+    torch.save(plain(checkpoint), buffer)
+    # a zip ends with the length of its comment, which torch leaves at 0
+    buffer.seek(-2, os.SEEK_END)
+    buffer.write(COMMENT.to_bytes(2, "little"))
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.write(MARK + digest.encode())
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        if also is not None:
+            _give_name(temporary, also)
+        if path.exists():  # the one before lives on, in case this one is damaged later
+            _give_name(path, path.with_name(PREVIOUS))
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; the last good checkpoint is kept: make room or "
+            "mend the folder, then continue with --ckpt_path last"
+        ) from error
+
+
+PREVIOUS = "previous.ckpt"
+
+
+def _give_name(file: Path, name: Path) -> None:
+    """Lets `name` mean this file too, at once or not at all."""
+    temporary = name.with_name(f".{name.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(file, temporary)  # no second copy, nothing to sync
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, temporary)
+        with temporary.open("rb+") as copy:
+            os.fsync(copy.fileno())
+    os.replace(temporary, name)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of this project; runs none of its content.
+
+    Raises UserError, in one line, for a file that is missing, damaged, foreign or hostile.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} is no checkpoint of mnist_lightning: it is larger than any")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; see --ckpt_path") from error
+    body, comment = data[:-COMMENT], data[-COMMENT:]
+    if not data.startswith(b"PK") or not comment.startswith(MARK):
+        raise UserError(f"{path} is damaged or no checkpoint of mnist_lightning; --ckpt_path last takes a good one")
+    if hashlib.sha256(body).hexdigest().encode() != comment[len(MARK) :]:
+        raise UserError(f"{path} is damaged: its checksum does not match; --ckpt_path last takes a good one")
+    try:
+        _check_pickle(data)
+        # True is said here because TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD would otherwise decide
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        _check_values(checkpoint)
+    except Exception as error:
+        # a file with the right checksum and the wrong content was made by somebody else
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a checkpoint of mnist_lightning and was not loaded: {reason[:200]}") from error
+    return checkpoint
+
+
+def _check_pickle(data: bytes) -> None:
+    """Refuses an archive that unpacks to more than it is, and a pickle that names more than tensors need."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = []
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
+                raise ValueError("it is compressed")
+            names.append(member.filename)
+        pickles = [name for name in names if name.endswith(".pkl")]
+        if len(pickles) != 1 or len(set(names)) != len(names):
+            raise ValueError("its archive is not laid out as torch.save does it")
+        for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
+            if opcode.name in ("GLOBAL", "INST") and argument not in ALLOWED:
+                raise ValueError(f"it names {argument}")
+            if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"):
+                raise ValueError("it names what a checkpoint does not need")
+
+
+def _check_values(checkpoint: Any) -> None:
+    """Refuses anything but tensors and plain values, and a structure that is larger than its file can say."""
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(STATE), dict):
+        raise ValueError("it has no entry of this project")
+    todo, count = [checkpoint], 0
+    while todo:
+        value = todo.pop()
+        count += 1
+        if count > VALUES:
+            raise ValueError("it has too many values")
+        if isinstance(value, dict):
+            todo += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            todo += value
+        elif isinstance(value, Tensor):
+            if value.numel() * value.element_size() > LARGEST:
+                raise ValueError("a tensor is larger than the file")
+        elif not isinstance(value, bool | int | float | str | None):
+            raise ValueError(f"it holds a {type(value).__name__}")
+    shape = {
+        "state_dict": dict, "hyper_parameters": dict, "datamodule_hyper_parameters": dict, "optimizer_states": list,
+        "lr_schedulers": list, "callbacks": dict, "MNISTDataModule": dict, "epoch": int, "global_step": int,
+    }  # fmt: skip
+    for key, kind in shape.items():
+        if not isinstance(checkpoint.get(key), kind):
+            raise ValueError(f"its {key} is missing or wrong")
+    if not all(isinstance(tensor, Tensor) for tensor in checkpoint["state_dict"].values()):
+        raise ValueError("its state_dict is wrong")
+
+
+def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:
+    """The checkpoint that `last` or `best` of a run means, and what is to be said of those passed over.
+
+    `last` is the newest that verifies. Raises UserError if there is none.
+    """
+    if which == "best":
+        if not (folder / "best.ckpt").exists():
+            raise UserError(
+                f"{folder} has no best.ckpt: none is chosen before the first validation, or without validation "
+                "images before the end; use --ckpt_path last"
+            )
+        return folder / "best.ckpt", []
+    # of names for one file, last.ckpt first
+    files = [folder / name for name in ("last.ckpt", PREVIOUS, "best.ckpt")]
+    files = sorted(filter(Path.exists, files), key=lambda file: -file.stat().st_mtime_ns)
+    passed = []
+    for file in files:
+        try:
+            read_checkpoint(file)
+        except UserError as error:
+            passed.append(str(error).split("; ")[0])
+            continue
+        if passed:
+            passed.append(f"continuing with {file}, the newest that verifies")
+        return file, passed
+    why = "; ".join(passed) if passed else "no checkpoint has been written yet"
+    raise UserError(f"{folder} has no checkpoint to load ({why}): start a new run without --ckpt_path")
+
+
+def model_of(checkpoint: dict[str, Any], path: Path) -> DigitClassifier:
+    """The network that a checkpoint describes, with its weights."""
+    name = checkpoint[STATE].get("model")
+    if name not in MODELS:
+        raise UserError(f"{path} holds a model that is not known here: {name!r}; there are {', '.join(MODELS)}")
+    try:
+        model = MODELS[name](**checkpoint["hyper_parameters"])
+    except (TypeError, ValueError, RuntimeError, UserError) as error:
+        raise UserError(f"{path} describes no {name}: {str(error).splitlines()[0]}") from error
+    load_weights(model, checkpoint, path)
+    return model
+
+
+def load_weights(model: DigitClassifier, checkpoint: dict[str, Any], path: Path) -> None:
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{path} is of another architecture than this {type(model).__name__}: use it with the recipe that it was "
+            "trained with"
+        ) from error
+
+
+def load_model(path: str | Path) -> DigitClassifier:
+    """The classifier of a checkpoint, ready to use: float32 [n, 1, 28, 28] normalised -> logits [n, 10]."""
+    return model_of(read_checkpoint(Path(path)), Path(path)).eval()
+
+
+class DurableCheckpointIO(CheckpointIO):
+    """Lightning's way in and out of files, by the functions above."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_checkpoint(checkpoint, Path(path), **(storage_options or {}))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)

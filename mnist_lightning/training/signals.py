@@ -1,0 +1,51 @@
+"""Signals wait for the end of a block, so that what is written when they come is whole."""
+
+import os
+import signal
+import subprocess
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(BaseException):  # noqa: N818  (like KeyboardInterrupt, no error)
+    """Training or a tool was asked to stop; `signum` says by what."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+        self.told = "stopped"
+
+    def __str__(self) -> str:
+        return self.told
+
+
+class Signals:
+    """Ctrl-C, SIGTERM and Slurm's SIGUSR1. While `deferred`, the first is only noted in `received`."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.deferred = False
+
+    def install(self) -> None:
+        """Takes the signals (back: Lightning puts its own handler in, which can hang several processes)."""
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
+        if "SLURM_JOB_ID" in os.environ:
+            signal.signal(signal.SIGUSR1, self._handle)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> Any:
+        if not self.deferred or (self.received and signum == signal.SIGINT):
+            self.received = signum
+            raise Interrupted(signum)
+        self.received = self.received or signum
+
+
+def requeue_slurm_job() -> str:
+    """Asks Slurm to run this job again, as Lightning does on SIGUSR1; says what came of it."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ["SLURM_JOB_ID"]
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"Slurm job {job} could not be requeued: {error}"
+    return f"Slurm job {job} requeued" if done.returncode == 0 else f"Slurm did not requeue job {job}: {done.stderr}"

@@ -1,0 +1,689 @@
+"""Every source: the exact values it gives, and the one-line UserError for everything that can be wrong."""
+
+import gzip
+import hashlib
+import http.server
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_lightning.data.sources import Digits, download, find_idx, read_idx, read_text, write_text
+from mnist_lightning.errors import UserError
+
+REAL = Path(os.environ.get("MNIST_ROOT", Path(__file__).parents[3] / "shared" / "mnist"))
+needs_mnist = pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"{REAL} is not there: set MNIST_ROOT to a folder with MNIST's four files"
+)
+NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def some(count: int, seed: int = 0) -> Digits:
+    images = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8, generator=torch.manual_seed(seed))
+    return Digits(images, (torch.arange(count) % 10).to(torch.uint8))
+
+
+def idx_images(images: torch.Tensor) -> bytes:
+    return struct.pack(">4I", 0x803, *images.shape) + bytes(images.flatten().tolist())
+
+
+def idx_labels(labels: torch.Tensor) -> bytes:
+    return struct.pack(">2I", 0x801, len(labels)) + bytes(labels.tolist())
+
+
+def put(path: Path, content: bytes, gz: bool) -> None:
+    if gz:
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(content, mtime=0))
+    else:
+        path.write_bytes(content)
+
+
+def write_idx(folder: Path, gz: bool, train: Digits | None = None, test: Digits | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    train, test = train or some(5), test or some(3, seed=1)
+    contents = (
+        idx_images(train.images),
+        idx_labels(train.labels),
+        idx_images(test.images),
+        idx_labels(test.labels),
+    )
+    for name, content in zip(NAMES, contents, strict=True):
+        put(folder / name, content, gz)
+
+
+def message(call, *args) -> str:
+    """That of the UserError that the call must raise: one line."""
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def same(one: Digits, other: Digits) -> bool:
+    return torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+# IDX files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gz", [False, True], ids=["plain", "gz"])
+def test_idx_values(tmp_path, gz):
+    write_idx(tmp_path, gz)
+    train, test = read_idx(tmp_path, "train"), read_idx(tmp_path, "test")
+    assert same(train, some(5))
+    assert same(test, some(3, seed=1))
+    assert train.images.dtype == train.labels.dtype == torch.uint8
+    assert train.images.shape == (5, 28, 28)
+
+
+def test_idx_plain_wins_over_gz(tmp_path):
+    write_idx(tmp_path, gz=True, train=some(7))
+    write_idx(tmp_path, gz=False)
+    assert same(read_idx(tmp_path, "train"), some(5))
+
+
+def test_idx_mixed_plain_and_gz(tmp_path):
+    write_idx(tmp_path, gz=True)
+    write_idx(tmp_path, gz=False)
+    (tmp_path / NAMES[0]).unlink()
+    (tmp_path / (NAMES[1] + ".gz")).unlink()
+    assert same(read_idx(tmp_path, "train"), some(5))
+
+
+def test_idx_longer_than_a_chunk(tmp_path):
+    write_idx(tmp_path, gz=True, train=some(3000))  # 2.35 MB, read in several pieces
+    assert same(read_idx(tmp_path, "train"), some(3000))
+
+
+def test_idx_plain_file_is_never_written(tmp_path):
+    write_idx(tmp_path, gz=False)
+    before = (tmp_path / NAMES[0]).read_bytes()
+    (tmp_path / NAMES[0]).chmod(0o444)
+    read_idx(tmp_path, "train").images.fill_(7)
+    assert (tmp_path / NAMES[0]).read_bytes() == before
+
+
+def test_idx_large_plain_file_opens_at_once(tmp_path):
+    count = 6_000_000
+    for name in (NAMES[0], NAMES[2]):
+        with open(tmp_path / name, "wb") as file:  # sparse: 4.7 GB that take no room
+            file.write(struct.pack(">4I", 0x803, count, 28, 28))
+            file.truncate(16 + count * 784)
+    for name in (NAMES[1], NAMES[3]):
+        put(tmp_path / name, struct.pack(">2I", 0x801, count) + bytes(count), gz=False)
+    start = time.perf_counter()
+    digits = read_idx(tmp_path, "train")
+    assert time.perf_counter() - start < 1  # 0.04 s on two idle cores, all of it for the labels
+    assert digits.images.shape == (count, 28, 28)
+    assert digits.images[-1].sum() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_idx_plain_images_are_file_backed(tmp_path):
+    write_idx(
+        tmp_path, gz=False, train=Digits(torch.ones(40_000, 28, 28, dtype=torch.uint8), some(40_000).labels)
+    )
+
+    def megabytes(kind: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
+
+    digits = read_idx(tmp_path, "train")
+    anonymous, file_backed = megabytes("RssAnon"), megabytes("RssFile")
+    assert digits.images.max() == 1  # touches all of its 30 MB
+    assert megabytes("RssFile") - file_backed > 25
+    assert megabytes("RssAnon") - anonymous < 15
+
+
+def test_find_idx(tmp_path):
+    assert find_idx(tmp_path) is None
+    assert find_idx(tmp_path / "nowhere") is None
+    raw = tmp_path / "MNIST" / "raw"
+    write_idx(raw, gz=True)
+    assert find_idx(tmp_path) == raw
+    assert find_idx(raw) == raw
+    put(tmp_path / NAMES[0], b"stray", gz=False)
+    assert find_idx(tmp_path) == raw  # holds more of them
+    write_idx(tmp_path, gz=False)
+    assert find_idx(tmp_path) == tmp_path
+    assert find_idx(tmp_path / NAMES[0]) is None  # a file, not a folder
+
+
+def test_read_idx_finds_torchvisions_folder(tmp_path):
+    write_idx(tmp_path / "MNIST" / "raw", gz=True)
+    assert same(read_idx(tmp_path, "train"), some(5))
+
+
+def test_idx_nothing_there(tmp_path):
+    assert message(read_idx, tmp_path, "train") == (
+        f"{tmp_path} holds none of MNIST's four files: set --data.root to where they are"
+    )
+
+
+def test_idx_missing_files_are_named(tmp_path):
+    write_idx(tmp_path, gz=True)
+    (tmp_path / (NAMES[2] + ".gz")).unlink()
+    (tmp_path / (NAMES[3] + ".gz")).unlink()
+    assert message(read_idx, tmp_path, "train") == (
+        f"{tmp_path} holds 2 of 4 files: add {NAMES[2]}, {NAMES[3]} (plain or .gz)"
+    )
+
+
+def damage(tmp_path: Path, name: str, content: bytes, gz: bool) -> str:
+    """The message, less the file's path, that reading gives with this content in place of the right one."""
+    write_idx(tmp_path, gz)
+    put(tmp_path / name, content, gz)
+    text = message(read_idx, tmp_path, "train")
+    path = str(tmp_path / (name + ".gz" * gz))
+    assert text.startswith(path)
+    return text.removeprefix(path)
+
+
+@pytest.mark.parametrize("gz", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            NAMES[0],
+            idx_labels(some(5).labels) * 2,
+            " has magic number 2049, images have 2051: get the right file",
+        ),
+        (
+            NAMES[1],
+            idx_images(some(5).images),
+            " has magic number 2051, labels have 2049: get the right file",
+        ),
+        (
+            NAMES[0],
+            struct.pack(">4I", 0x803, 5, 32, 32) + bytes(5 * 1024),
+            " holds images of 32x32, expected 28x28: use MNIST's format",
+        ),
+        (NAMES[0], struct.pack(">4I", 0x803, 0, 28, 28), " holds 0 images, expected at least 1: get it anew"),
+        (NAMES[1], struct.pack(">2I", 0x801, 0), " holds 0 labels, expected at least 1: get it anew"),
+        (NAMES[0], idx_images(some(5).images)[:7], " has 7 bytes, its header takes 16: get it anew"),
+        (
+            NAMES[0],
+            idx_images(some(4).images),
+            f" holds 4 images but {NAMES[1]} 5 labels: get both files from the same place",
+        ),
+        (
+            NAMES[1],
+            idx_labels(torch.tensor([1, 2, 9, 10, 255], dtype=torch.uint8)),
+            ": label 3 is 10, expected 0 to 9: get the file anew",
+        ),
+    ],
+)
+def test_idx_wrong_content(tmp_path, name, content, expected, gz):
+    expected = expected.replace(NAMES[1] + " ", NAMES[1] + ".gz" * gz + " ")
+    assert damage(tmp_path, name, content, gz) == expected
+
+
+@pytest.mark.parametrize(
+    ("gz", "change", "expected"),
+    [
+        (False, lambda whole: whole[:-1], " announces 5 images, 3936 bytes, but has 3935 bytes: get it anew"),
+        (
+            False,
+            lambda whole: whole + b"x",
+            " announces 5 images, 3936 bytes, but has 3937 bytes: get it anew",
+        ),
+        (
+            True,
+            lambda whole: whole[:-1],
+            " announces 5 images, 3936 bytes, but ends after 3935 bytes: get it anew",
+        ),
+        (
+            True,
+            lambda whole: whole + b"x",
+            " announces 5 images, 3936 bytes, but goes on after that: get it anew",
+        ),
+    ],
+)
+def test_idx_wrong_length(tmp_path, gz, change, expected):
+    assert damage(tmp_path, NAMES[0], change(idx_images(some(5).images)), gz) == expected
+
+
+def test_idx_damaged_gzip(tmp_path):
+    path = tmp_path / (NAMES[0] + ".gz")
+    write_idx(tmp_path, gz=True)
+    whole = path.read_bytes()
+    damaged = f"{path} is a truncated or damaged gzip file ("
+
+    path.write_bytes(whole[:-9])
+    assert message(read_idx, tmp_path, "train").startswith(damaged)
+    path.write_bytes(whole[:1000] + bytes(50) + whole[1050:])
+    assert message(read_idx, tmp_path, "train").startswith(damaged)
+    path.write_bytes(whole[:-8] + b"\0\0\0\0" + whole[-4:])
+    assert message(read_idx, tmp_path, "train").startswith(damaged + "CRC check failed")
+    path.write_bytes(whole + b"junk")
+    assert message(read_idx, tmp_path, "train").startswith(damaged)
+    path.write_bytes(idx_images(some(5).images))
+    assert message(read_idx, tmp_path, "train") == (
+        f"{path} (3936 bytes) is not gzip: get it anew, or drop .gz if unpacked"
+    )
+    path.write_bytes(b"")
+    assert message(read_idx, tmp_path, "train").startswith(f"{path} (0 bytes) is not gzip")
+
+
+def test_idx_not_a_readable_file(tmp_path):
+    write_idx(tmp_path, gz=False)
+    path = tmp_path / NAMES[1]
+    path.unlink()
+    path.mkdir()
+    assert message(read_idx, tmp_path, "train").startswith(f"{path} is a folder or a device, not a file")
+    path.rmdir()
+    os.mkfifo(path)  # would wait for ever
+    assert message(read_idx, tmp_path, "train").startswith(f"{path} is a folder or a device, not a file")
+    path.unlink()
+    path.symlink_to(tmp_path / "gone")
+    assert message(read_idx, tmp_path, "train") == (
+        f"{path} cannot be read (No such file or directory): check path and permissions"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_idx_no_permission(tmp_path):
+    write_idx(tmp_path, gz=False)
+    (tmp_path / NAMES[1]).chmod(0)
+    assert "cannot be read (Permission denied)" in message(read_idx, tmp_path, "train")
+    tmp_path.chmod(0)
+    try:
+        assert message(read_idx, tmp_path, "train").startswith(
+            f"{tmp_path} cannot be listed (Permission denied)"
+        )
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_idx_permission_errors_are_told(tmp_path, monkeypatch):
+    """As the test above, but also where the tests run as root."""
+    write_idx(tmp_path, gz=False)
+
+    def denied(*_args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)
+    assert "cannot be read (Permission denied)" in message(read_idx, tmp_path, "train")
+    monkeypatch.setattr(os, "listdir", denied)
+    assert "cannot be listed (Permission denied)" in message(find_idx, tmp_path)
+
+
+@pytest.mark.parametrize("gz", [False, True], ids=["plain", "gz"])
+def test_idx_header_that_claims_billions(tmp_path, gz):
+    text = damage(tmp_path, NAMES[0], struct.pack(">4I", 0x803, 4_000_000_000, 28, 28) + bytes(784), gz)
+    assert text.startswith(" announces 4000000000 images, 3136000000016 bytes, ")
+    assert ("more than a gzip file of" in text) == gz
+
+
+MEMORY = """
+import sys, pathlib
+from mnist_lightning.data.sources import read_idx, read_text
+from mnist_lightning.errors import UserError
+def peak():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+bomb, text = map(pathlib.Path, sys.argv[1:])
+before = peak()
+try:
+    read_idx(bomb, "train")
+except UserError as error:
+    print(error)
+print(peak() - before)
+before = peak()
+print(len(read_text(text).labels))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_memory_is_that_of_the_digits(tmp_path):
+    """A gzip bomb of 0.2 MB is unpacked only as far as its header says, and text is not held whole."""
+    write_idx(tmp_path, gz=True)
+    bomb = gzip.compress(idx_images(some(5).images) + bytes(200_000_000), compresslevel=6)
+    (tmp_path / (NAMES[0] + ".gz")).write_bytes(bomb)
+    text = tmp_path / "digits.tsv"
+    text.write_bytes(line([100] * 784) * 20_000)  # 63 MB, of which 16 MB are digits
+    done = subprocess.run(  # a process of its own, since a peak never falls
+        [sys.executable, "-c", MEMORY, str(tmp_path), str(text)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    error, bomb_peak, count, text_peak = done.stdout.splitlines()
+    assert error.endswith("announces 5 images, 3936 bytes, but goes on after that: get it anew")
+    assert float(bomb_peak) < 40
+    assert count == "20000"
+    assert float(text_peak) < 40
+
+
+# QMNIST ----------------------------------------------------------------------------------------------------
+
+
+def qmnist_labels(labels: list[int], columns: int = 8, magic: int = 0xC02) -> bytes:
+    rows = [[label, 4, 3, 2, -1, 300_000, 0, 9] for label in labels]
+    return struct.pack(">3I", magic, len(labels), columns) + b"".join(
+        struct.pack(">8i", *row) for row in rows
+    )
+
+
+def write_qmnist(folder: Path, labels: bytes, gz: bool) -> None:
+    for part in ("train", "test"):
+        put(folder / f"qmnist-{part}-images-idx3-ubyte", idx_images(some(4).images), gz)
+        put(folder / f"qmnist-{part}-labels-idx2-int", labels, gz)
+
+
+@pytest.mark.parametrize("gz", [False, True], ids=["plain", "gz"])
+def test_qmnist(tmp_path, gz):
+    write_qmnist(tmp_path, qmnist_labels([7, 0, 9, 3]), gz)
+    assert find_idx(tmp_path) == tmp_path
+    for split in ("train", "test"):
+        digits = read_idx(tmp_path, split)
+        assert torch.equal(digits.images, some(4).images)
+        assert digits.labels.tolist() == [7, 0, 9, 3]
+        assert digits.labels.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("label", [10, 256, 1 << 24, -1])
+def test_qmnist_wrong_label(tmp_path, label):
+    write_qmnist(tmp_path, qmnist_labels([7, 0, label, 3]), gz=False)
+    assert f"label 2 is {label}, expected 0 to 9" in message(read_idx, tmp_path, "train")
+
+
+def test_qmnist_wrong_header(tmp_path):
+    write_qmnist(tmp_path, qmnist_labels([7, 0, 1, 3], columns=7), gz=False)
+    assert "holds labels of 7, expected 8" in message(read_idx, tmp_path, "train")
+    write_qmnist(tmp_path, qmnist_labels([7, 0, 1, 3], magic=0x801), gz=False)
+    assert "has magic number 2049, labels have 3074" in message(read_idx, tmp_path, "train")
+
+
+def test_qmnist_missing(tmp_path):
+    write_qmnist(tmp_path, qmnist_labels([7, 0, 1, 3]), gz=True)
+    (tmp_path / "qmnist-test-labels-idx2-int.gz").unlink()
+    assert "holds 3 of 4 files: add qmnist-test-labels-idx2-int" in message(read_idx, tmp_path, "train")
+
+
+# Download --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mirror(monkeypatch, tmp_path):
+    """Has torchvision name this server (one per call) as a mirror; files come from the folder `served`."""
+    from torchvision.datasets import MNIST
+
+    served = tmp_path / "served"
+    served.mkdir()
+    monkeypatch.setattr(MNIST, "mirrors", [])
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(served)))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield served, f"http://127.0.0.1:{server.server_address[1]}/", MNIST
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def hanging():
+    """A server that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+
+def empty(folder: Path) -> bool:
+    return not folder.exists() or not any(folder.rglob("*"))
+
+
+def test_download(mirror, hanging, tmp_path, monkeypatch, capfd):
+    served, url, torchvision = mirror
+    write_idx(served, gz=True)
+    sums = [(n + ".gz", hashlib.md5((served / (n + ".gz")).read_bytes()).hexdigest()) for n in NAMES]
+    monkeypatch.setattr(torchvision, "resources", sums)
+    monkeypatch.setattr(torchvision, "mirrors", [hanging, url])  # the first never answers, the second does
+    target = tmp_path / "new" / "data"
+    download(target, timeout=1.0)
+    assert find_idx(target) == target / "MNIST" / "raw"
+    assert same(read_idx(target, "train"), some(5))
+    assert sorted(path.name for path in (target / "MNIST" / "raw").iterdir()) == sorted(n for n, _ in sums)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_download_refuses_a_wrong_checksum(mirror, tmp_path, monkeypatch):
+    served, url, torchvision = mirror
+    write_idx(served, gz=True)  # the right names, but not MNIST
+    monkeypatch.setattr(torchvision, "mirrors", [url])
+    assert message(download, tmp_path / "data") == (
+        f"MNIST could not be downloaded ({url}: wrong checksum of {NAMES[0]}.gz): put the four files into "
+        f"{tmp_path / 'data'}, or set --data.root to a folder that holds them"
+    )
+    assert empty(tmp_path / "data")
+
+
+def test_download_leaves_nothing_if_a_file_is_not_there(mirror, tmp_path, monkeypatch):
+    served, url, torchvision = mirror
+    write_idx(served, gz=True)
+    sums = [(n + ".gz", hashlib.md5((served / (n + ".gz")).read_bytes()).hexdigest()) for n in NAMES]
+    (served / (NAMES[3] + ".gz")).unlink()
+    monkeypatch.setattr(torchvision, "resources", sums)
+    monkeypatch.setattr(torchvision, "mirrors", [url])
+    assert "HTTP Error 404: File not found" in message(download, tmp_path / "data")
+    assert empty(tmp_path / "data")
+
+
+def test_download_gives_up_on_hanging_mirrors(mirror, hanging, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror[2], "mirrors", [hanging, hanging])
+    start = time.monotonic()
+    text = message(download, tmp_path / "data", 1.0)
+    assert 0.9 < time.monotonic() - start < 3
+    assert text.count("no answer within 0.5 s") == 2
+    assert empty(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("start", "drip", "expected"),
+    [
+        (b"", b"x", "too slow"),  # never ends its status line
+        (b"HTTP/1.0 200 OK\r\n\r\n", b"x", "too slow"),  # never ends the file
+        (b"HTTP/1.0 200 OK\r\n\r\n", b"x" * 4_000_000, "sends far more than MNIST"),
+        (b"nonsense\r\n\r\n", b"x", "nonsense"),
+    ],
+)
+def test_download_from_a_server_that_never_ends(mirror, tmp_path, monkeypatch, start, drip, expected):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            try:
+                connection.sendall(start)
+                while True:
+                    connection.sendall(drip)
+                    time.sleep(0.02)
+            except OSError:
+                pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.setattr(mirror[2], "mirrors", [f"http://127.0.0.1:{server.getsockname()[1]}/"])
+        began = time.monotonic()
+        assert expected in message(download, tmp_path / "data", 0.05 if drip == b"x" else 2.0)
+        assert time.monotonic() - began < 5
+    assert empty(tmp_path / "data")
+
+
+def test_download_where_nothing_can_be_written(mirror, tmp_path, monkeypatch):
+    served, url, torchvision = mirror
+    write_idx(served, gz=True)
+    sums = [(n + ".gz", hashlib.md5((served / (n + ".gz")).read_bytes()).hexdigest()) for n in NAMES]
+    monkeypatch.setattr(torchvision, "resources", sums)
+    monkeypatch.setattr(torchvision, "mirrors", [url])
+    (tmp_path / "data").write_text("a file is in the way")
+    assert "Not a directory" in message(download, tmp_path / "data")
+
+
+# Text ------------------------------------------------------------------------------------------------------
+
+
+def line(values=None, label=3) -> bytes:
+    return b"\t".join(b"%d" % value for value in (values or [0] * 784)) + b"\t%d\n" % label
+
+
+def text_error(tmp_path: Path, content: bytes) -> str:
+    path = tmp_path / "digits.tsv"
+    path.write_bytes(content)
+    text = message(read_text, path)
+    assert text.startswith(str(path))
+    return text.removeprefix(str(path))
+
+
+def test_text_values(tmp_path):
+    first, second = [value % 256 for value in range(784)], [255 - value % 256 for value in range(784)]
+    path = tmp_path / "digits.tsv"
+    path.write_bytes(
+        b"# a comment\n\n  \t \n"
+        + line(first, 7)
+        + b" # another \xff\x00, not UTF-8\n"
+        + line(second, 0)[:-1]
+        + b"\t # trailing\r\n"
+        + line(first, 9)[:-1].replace(b"\t", b" \t ")
+        + b"\r\n"
+        + line(second, 1).replace(b"\t7\t", b"\t007\t")[:-1]  # no line end
+    )
+    digits = read_text(path)
+    assert digits.labels.tolist() == [7, 0, 9, 1]
+    assert digits.images.shape == (4, 28, 28)
+    assert digits.images.flatten(1).tolist() == [first, second, first, second]
+    assert digits.images.dtype == digits.labels.dtype == torch.uint8
+
+
+def change(column: int, value: bytes) -> bytes:
+    values = line().rstrip().split(b"\t")
+    values[column - 1] = value
+    return b"# top\n" + line() + b"\t".join(values) + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (change(3, b"x"), ", line 3, value 3: 'x' is not an integer from 0 to 255: correct it"),
+        (change(784, b"256"), ", line 3, value 784: '256' is not an integer from 0 to 255: correct it"),
+        (change(2, b"-1"), ", line 3, value 2: '-1' is not an integer from 0 to 255: correct it"),
+        (change(2, b"1.0"), ", line 3, value 2: '1.0' is not an integer from 0 to 255: correct it"),
+        (change(2, b"1_0"), ", line 3, value 2: '1_0' is not an integer from 0 to 255: correct it"),
+        (change(2, b"1 0"), ", line 3, value 2: '1 0' is not an integer from 0 to 255: correct it"),
+        (change(2, b""), ", line 3, value 2: '' is not an integer from 0 to 255: correct it"),
+        (
+            change(9, b"\xff\x00"),
+            r", line 3, value 9: '\xff\x00' is not an integer from 0 to 255: correct it",
+        ),
+        (
+            change(9, b"9" * 30),
+            f", line 3, value 9: '{'9' * 20}' is not an integer from 0 to 255: correct it",
+        ),
+        (change(785, b"10"), ", line 3 has label 10, expected 0 to 9: correct it"),
+        (change(785, b"b"), ", line 3, value 785: 'b' is not an integer from 0 to 255: correct it"),
+        (
+            line() + line()[2:],
+            ", line 2 has 784 values, expected 785: a line takes 784 pixels and the label, parted by tabs",
+        ),
+        (
+            b"1\t" + line(),
+            ", line 1 has 786 values, expected 785: a line takes 784 pixels and the label, parted by tabs",
+        ),
+        (
+            line().replace(b"\t", b","),
+            ", line 1 has 1 values, expected 785: a line takes 784 pixels and the label, parted by tabs",
+        ),
+        (
+            b"0" * 9000,
+            ", line 1 is over 8192 bytes long: a line takes 784 pixels and the label, parted by tabs",
+        ),
+        (b"", " has 0 lines and no digits: a line takes 784 pixels and the label, parted by tabs"),
+        (b"# a\n\n", " has 2 lines and no digits: a line takes 784 pixels and the label, parted by tabs"),
+    ],
+)
+def test_text_wrong(tmp_path, content, expected):
+    assert text_error(tmp_path, content) == expected
+
+
+def test_text_not_a_file(tmp_path):
+    assert message(read_text, tmp_path).startswith(f"{tmp_path} is a folder or a device, not a file")
+    assert "cannot be read (No such file or directory)" in message(read_text, tmp_path / "gone")
+    assert "not a file" in message(read_text, Path("/dev/zero"))
+
+
+def test_text_one_endless_line(tmp_path):
+    path = tmp_path / "digits.tsv"
+    with open(path, "wb") as file:
+        file.truncate(1 << 30)  # 1 GB of NUL bytes, sparse
+    start = time.perf_counter()
+    assert ", line 1 is over 8192 bytes long" in message(read_text, path)
+    assert time.perf_counter() - start < 1
+
+
+def test_text_write_and_read(tmp_path):
+    path = tmp_path / "digits.tsv"
+    write_text(some(12), path)
+    first, second = path.read_bytes().split(b"\n")[:2]
+    assert first == b"# 12 digits: 28 rows of 28 pixels (0 to 255), then the label"
+    assert second.split(b"\t") == [b"%d" % value for value in [*some(12).images[0].flatten().tolist(), 0]]
+    assert same(read_text(path), some(12))
+    write_text(some(2), path)
+    assert same(read_text(path), some(2))
+    assert [each.name for each in tmp_path.iterdir()] == ["digits.tsv"]
+
+
+def test_text_write_fails(tmp_path, monkeypatch):
+    path = tmp_path / "digits.tsv"
+    write_text(some(2), path)
+    assert "cannot be written (No such file or directory)" in message(
+        write_text, some(1), tmp_path / "no" / "a"
+    )
+    assert "cannot be written (Not a directory)" in message(write_text, some(1), path / "a")
+    assert "cannot be written (Is a directory)" in message(write_text, some(1), tmp_path)
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert message(write_text, some(1), path) == (
+        f"{path} cannot be written (No space left on device): check the path and disk"
+    )
+    assert same(read_text(path), some(2))  # the old content
+    assert [each.name for each in tmp_path.iterdir()] == ["digits.tsv"]
+
+
+# The real files --------------------------------------------------------------------------------------------
+
+
+@needs_mnist
+def test_real_mnist(tmp_path):
+    train, test = read_idx(REAL, "train"), read_idx(REAL, "test")
+    assert train.images.shape == (60_000, 28, 28)
+    assert test.images.shape == (10_000, 28, 28)
+    assert train.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    # Mean 0.1307. The order of the images within a class may differ from the published one, so look at test.
+    assert train.images.sum(dtype=torch.int64) == 1_567_298_545
+    assert test.images[0, 7, 5:13].tolist() == [0, 84, 185, 159, 151, 60, 36, 0]
+    assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    few = Digits(test.images[:500], test.labels[:500])
+    write_text(few, tmp_path / "test.tsv")
+    assert same(read_text(tmp_path / "test.tsv"), few)
