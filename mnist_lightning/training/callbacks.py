@@ -168,6 +168,7 @@ class RunKeeper(Checkpoint):
             return
         state = checkpoint[STATE]
         self.resumed = True
+        trainer.num_sanity_val_steps = 0  # what comes before any training has been
         self.best = tuple(state["best"]) if state["best"] else None
         self._train_metrics = state["train_metrics"]
         checkpoint["loops"] = {"fit_loop": self._loops(trainer, state)}
