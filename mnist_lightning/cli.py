@@ -1,5 +1,6 @@
 """The commands, their settings, and what a person sees when something is wrong."""
 
+import argparse
 import difflib
 import re
 import sys
@@ -17,17 +18,38 @@ USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-d
   python -m mnist_lightning fit --ckpt_path last                   go on with the newest run
   python -m mnist_lightning test                                   test the newest run, or --run NAME
   python -m mnist_lightning validate | predict                     likewise: validation images; a table of predictions
+  python -m mnist_lightning report                                 a table of all runs, or of one: --run NAME
   python -m mnist_lightning convert --split train --output FILE    write images as tab-delimited text
 
   python -m mnist_lightning COMMAND --help                         all settings of a command
 """
 
-# What plain `fit` does. configs/cnn.yaml says the same, with comments.
 FIT_DEFAULTS: dict[str, Any] = {
     "trainer.default_root_dir": "checkpoints",
     "trainer.max_epochs": 5,
     "trainer.num_sanity_val_steps": 0,
     "trainer.log_every_n_steps": 50,
+}
+# What `fit` does when it is told neither a model nor a configuration: configs/cnn.yaml, on whatever digits there are.
+PLAIN_FIT: dict[str, Any] = {
+    "model": {
+        "class_path": "CNN",
+        "init_args": {
+            "channels": [32, 64, 64],
+            "kernel_size": [5, 3, 3],
+            "pool": [2, 1, 2],
+            "order": ["conv", "pool", "activation", "dropout"],
+            "conv_dropout": [0.0, 0.0, 0.25],
+            "hidden": [128],
+            "dropout": 0.5,
+            "lr": 0.003,
+            "optimizer_args": {"betas": [0.7, 0.9]},
+            "scheduler": "OneCycleLR",
+        },
+    },
+    "data.batch_size": 128,
+    "trainer.max_epochs": 6,
+    "trainer.precision": "bf16-mixed",
 }
 EVALUATION_DEFAULTS: dict[str, Any] = {"trainer.default_root_dir": "checkpoints"}
 
@@ -61,7 +83,18 @@ def main(args: list[str] | None = None) -> int:
         return _say(str(error), 2 if isinstance(error, BadSetting) else 1)
     except Interrupted as interrupted:
         return _say(str(interrupted), 128 + interrupted.signum)
+    except RuntimeError as error:
+        if debug or not _of_another_process(error):
+            raise
+        return _say("another process of this run has ended: see why there, then continue with --ckpt_path last", 1)
     return 0
+
+
+def _of_another_process(error: RuntimeError) -> bool:
+    """Whether a process that computes together with others waited for one that is gone."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error)
 
 
 def _say(message: str, status: int) -> int:
@@ -75,42 +108,40 @@ def _say(message: str, status: int) -> int:
 # ---------------------------------------------------------------------- the commands
 
 
-def fit(words: list[str], signals: Any) -> None:
-    from mnist_lightning.commands import fit as run
-
-    run(words, signals)
+Command = Callable[[list[str], Any], None]
 
 
-def validate(words: list[str], signals: Any) -> None:
-    from mnist_lightning.commands import evaluate
+def _command(function: str, *first: str) -> Command:
+    """A function of commands.py, imported when it is called: with it comes torch."""
 
-    evaluate("validate", words, signals)
+    def run(words: list[str], signals: Any) -> None:
+        from mnist_lightning import commands
 
+        getattr(commands, function)(*first, words, signals)
 
-def test(words: list[str], signals: Any) -> None:
-    from mnist_lightning.commands import evaluate
-
-    evaluate("test", words, signals)
-
-
-def predict(words: list[str], signals: Any) -> None:
-    from mnist_lightning.commands import evaluate
-
-    evaluate("predict", words, signals)
+    return run
 
 
-def convert(words: list[str], signals: Any) -> None:
-    from mnist_lightning.commands import convert as run
+def report(words: list[str], signals: Any) -> None:
+    """A table of all runs, or with --run NAME of one; needs no torch."""
+    parser = argparse.ArgumentParser(prog="python -m mnist_lightning report", description=report.__doc__)
+    parser.add_argument("--run", help="Name of the run: its folder's name.")
+    parser.add_argument("--trainer.default_root_dir", dest="root", default="checkpoints", help="Where runs lie.")
+    settings, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise BadSetting(f"there is no flag {unknown[0]}; {_nearest(unknown[0], parser._option_string_actions)}")
+    from mnist_lightning.tools import report as tool
 
-    run(words)
+    tool.report(Path(settings.root), settings.run)
 
 
-COMMANDS: dict[str, Callable[[list[str], Any], None]] = {
-    "fit": fit,
-    "validate": validate,
-    "test": test,
-    "predict": predict,
-    "convert": convert,
+COMMANDS: dict[str, Command] = {
+    "fit": _command("fit"),
+    "validate": _command("evaluate", "validate"),
+    "test": _command("evaluate", "test"),
+    "predict": _command("evaluate", "predict"),
+    "convert": _command("convert"),
+    "report": report,
 }
 
 # ---------------------------------------------------------------------- the settings
@@ -124,7 +155,8 @@ def parser_of(command: str) -> Any:
     from mnist_lightning.data.module import MNISTDataModule
     from mnist_lightning.models import DigitClassifier
 
-    parser = ArgumentParser(prog=f"python -m mnist_lightning {command}", exit_on_error=False)
+    name = f"python -m mnist_lightning {command}"
+    parser = ArgumentParser(prog=name, exit_on_error=False, allow_abbrev=False)
     if command == "convert":
         parser.add_argument("--split", choices=["train", "test"], default="train", help="Which images to write.")
         parser.add_argument("--rows", type=int | None, default=None, help="Write only the first so many.")
@@ -159,7 +191,7 @@ def parse(parser: Any, words: list[str]) -> Any:
     from mnist_lightning.models import MODELS
 
     for word, value in _pairs(words):
-        if word == "--model" and value not in MODELS and "." not in value:
+        if word == "--model" and value.rpartition(".")[2] not in MODELS:
             raise BadSetting(f"there is no model {value!r}; {_nearest(value, MODELS)}")
     try:
         return parser.parse_args(words)
@@ -170,7 +202,7 @@ def parse(parser: Any, words: list[str]) -> Any:
 def _pairs(words: list[str]) -> list[tuple[str, str]]:
     """Flags and their values, written `--flag value` or `--flag=value`."""
     pairs = []
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    for word, value in zip(words, [*words, ""][1:], strict=True):
         flag, equals, rest = word.partition("=")
         if flag.startswith("--"):
             pairs.append((flag, rest if equals else value))
@@ -180,42 +212,116 @@ def _pairs(words: list[str]) -> list[tuple[str, str]]:
 def option(words: list[str], flag: str) -> str | None:
     """The value of one flag, before there is a parser for all."""
     values = [value for word, value in _pairs(words) if word == flag]
+    if values and not values[-1]:
+        raise BadSetting(f"{flag} takes a value; see --help")
     return values[-1] if values else None
+
+
+def instantiate(parser: Any, config: Any) -> Any:
+    """The model and data that the settings describe; raises BadSetting in one line, as `parse` does."""
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.instantiate(config)
+    except (ArgumentError, ValueError, TypeError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None:  # jsonargparse wraps ours into its own
+            if isinstance(cause, UserError):
+                raise cause from error
+            cause = cause.__cause__ or cause.__context__
+        reasons = re.findall(r"^ *- (.*)", str(error), re.MULTILINE)
+        raise BadSetting(f"--model: {reasons[0]}" if reasons else _explain(str(error), parser)) from error
 
 
 def _explain(message: str, parser: Any) -> str:
     """One line from jsonargparse's several."""
+    keys = re.findall(r'[Pp]arser key "([\w.]+)"', message)
+    flag = "--" + ".".join(dict.fromkeys(keys))
+    if found := re.search(r"unrecognized arguments: (\S+)", message):
+        if not found[1].startswith("-"):
+            return f"there is a word too many: {found[1]!r}; a setting is written --name value"
+        name = found[1].partition("=")[0]
+        return _unknown_flag(f"{flag}.{name.lstrip('-')}" if keys else name, parser)
+    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+        return _unknown_flag(f"--{found[1]}.{found[2]}", parser)
+    if found := re.search(r"Option '([\w.]+)' is not accepted", message):
+        kind = re.search(r"given class_path '([\w.]+)'", message)
+        if kind is None:
+            return _unknown_flag(f"--{found[1]}", parser)
+        hint = _nearest(found[1], _settings_of(kind[1]))
+        if kind[1].endswith("DigitClassifier") and not hint.startswith("did you mean"):
+            return f"{flag}.{found[1]}: say first which network, --model MLP or CNN"
+        return f"{flag}: there is no setting {found[1]!r}; {hint}"
+    if found := re.search(r"Expected a dot import path string: (.*)", message):
+        return f"{flag}: there is no {found[1]!r}; {_nearest(found[1], _classes_for(flag))}"
+    if found := re.search(r"arguments are required: (.*)", message):
+        return f"{flag}: {found[1]} is missing" if keys else f"--{found[1].lstrip('-')} is missing"
+    value = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (.*)", message)
+    kinds = re.findall(r"Expected an? (?!path)(.*?)(?:\. Got value: .*)?$", message, re.MULTILINE)
+    if keys and value and kinds:
+        named = [re.sub(r"<class '(\w+)'>", r"\1", kind).rstrip(".") for kind in kinds]
+        named = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind) for kind in named]
+        takes = " or ".join(dict.fromkeys(kind for kind in named if kind != "NoneType"))
+        return f"{flag}: {value[1]!r} is not what it takes: {takes}"
+    return " ".join(line.strip(" -") for line in message.splitlines() if line.strip())[:300]
+
+
+def _unknown_flag(flag: str, parser: Any) -> str:
+    names = {name for name in parser._option_string_actions if name.startswith("--")}
+    groups = {name.partition(".")[0] for name in names if "." in name}
+    group, dot, _ = flag.partition(".")
+    if dot and group not in groups:
+        return f"there is no group of flags {group}; {_nearest(group, groups)}"
+    near = {name for name in names if name.startswith(group + dot)} if dot else names - groups | {"--model"}
+    return f"there is no flag {flag}; {_nearest(flag, near & names)}"
+
+
+def _settings_of(class_path: str) -> set[str]:
+    """Names of all arguments of a class, and of what it hands on to its bases."""
+    import inspect
+    from importlib import import_module
+
+    module, _, name = class_path.rpartition(".")
+    bases = getattr(import_module(module), name).__mro__[:-1]
+    names = {name for base in bases for name in inspect.signature(base.__init__).parameters}
+    return names - {"self", "args", "kwargs"} | {"class_path", "init_args"}
+
+
+def _classes_for(flag: str) -> list[str]:
+    from lightning.pytorch import callbacks
+
     from mnist_lightning.models import MODELS
 
-    if found := re.search(r"unrecognized arguments: (\S+)", message):
-        flag = found[1].partition("=")[0]
-        flags = [name for name in parser._option_string_actions if name.startswith("--")]
-        return f"there is no flag {flag}; {_nearest(flag, flags)}"
-    if found := re.search(r"(?:Option|Key|key) '([\w.]+)' is not (?:accepted|expected)", message):
-        import inspect
-
-        names = {name for kind in (*MODELS.values(), MODELS["MLP"].__base__) for name in inspect.signature(kind).parameters}
-        names |= {flag.removeprefix("--") for flag in parser._option_string_actions}
-        return f"there is no setting {found[1]!r} here; {_nearest(found[1], names)}"
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    key = re.search(r'[Pp]arser key "([\w.]+)"', message)
-    value = re.search(r"Given value: (.*)", message)
-    expected = re.findall(r"Expected an? (.*)", message)
-    if key and value and expected:
-        kinds = " or ".join(dict.fromkeys(re.sub(r"<class '(\w+)'>", r"\1", kind).rstrip(".") for kind in expected))
-        return f"--{key[1]}: {value[1]!r} is not what it takes: {kinds}"
-    return " ".join(lines)[:300]
+    return list(MODELS) if flag == "--model" else callbacks.__all__
 
 
 def _nearest(word: str, words: Any) -> str:
-    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(words)[:12])}"
+    """What was meant, as the end of a message."""
+    names = {name.lstrip("-").lower(): name for name in words}
+    near = difflib.get_close_matches(word.lstrip("-").lower(), names, n=1)
+    if near:
+        return f"did you mean {names[near[0]]}?"
+    return f"there are {', '.join(sorted(words))}" if len(words) <= 12 else "see --help"
 
 
-def settings_file(path: str) -> Path:
-    """The path, once it is known to be there."""
+def settings_file(path: str) -> dict[str, Any]:
+    """The settings in a YAML file, so far as to be sure that it holds some."""
+    import yaml
+
     if not Path(path).is_file():
         recipes = [str(file) for file in sorted(Path(path).parent.glob("*.yaml"))]
         hint = _nearest(path, recipes) if recipes else "give the path of a YAML file"
-        raise BadSetting(f"there is no configuration {path}; {hint}")
-    return Path(path)
+        raise BadSetting(f"--config: there is no file {path!r}; {hint}")
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise BadSetting(f"{path}{where} is not YAML: {problem}") from error
+    if not isinstance(settings, dict):
+        raise BadSetting(f"{path} holds no settings: it takes lines such as those of configs/cnn.yaml")
+    for group in ("model", "data", "trainer", "checkpoint"):
+        if group in settings and not isinstance(settings[group], dict | str if group == "model" else dict):
+            raise BadSetting(f"{path}: {group} holds no settings: indent them below it, or leave it out")
+    return settings

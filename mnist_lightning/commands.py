@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -21,7 +20,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from mnist_lightning import __version__, runs
-from mnist_lightning.cli import option, parse, parser_of, settings_file
+from mnist_lightning.cli import PLAIN_FIT, instantiate, option, parse, parser_of, settings_file
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.data.sources import write_text
 from mnist_lightning.errors import BadSetting, UserError
@@ -50,30 +49,36 @@ def fit(words: list[str], signals: Signals) -> None:
     config_file, model, run_name = (option(words, flag) for flag in ("--config", "--model", "--run"))
     if config_file is not None:
         settings_file(config_file)
+    _check_run_name(run_name)
     base = runs.base_name(config_file, model)
     root = Path(option(words, "--trainer.default_root_dir") or "checkpoints")
     ckpt_path = option(words, "--ckpt_path")
     folder, file = None, None
-    if ckpt_path is None and runs.restarted():
-        folder, file = _cut_off(root, run_name or base or "cnn", exact=bool(run_name))
+    job = runs.job_of(words)
+    if ckpt_path is None:
+        folder, file = _cut_off(root, words)
     elif ckpt_path is not None:
         folder, file = _find(root, run_name, base, ckpt_path)
     checkpoint = read_checkpoint(file) if file is not None else None
     if file is not None and config_file is None:
         words = [*_settings_of_run(file, root, checkpoint), *words]
     if model is None and not _names_model(words):
-        words = ["--model", "CNN", *words]
+        if option(words, "--config") is None:
+            parser.set_defaults(PLAIN_FIT | ({} if _computes_in_bf16() else {"trainer.precision": "32-true"}))
+        else:
+            words = ["--model", "CNN", *words]
     config = parse(parser, words)
+    if not 0 <= config.seed < 2**32:
+        raise BadSetting(f"--seed is {config.seed}; it must be from 0 to {2**32 - 1}")
     seed_everything(config.seed, verbose=False)
-    settings = parser.instantiate_classes(config)
+    settings = instantiate(parser, config)
     data, model = settings.data, settings.model
 
     trainer_settings = _quiet_trainer(dict(settings.trainer))
     _pass_on(trainer_settings, model, data)
     keeper = RunKeeper(Path(), signals, config.checkpoint.every_n_seconds, config.checkpoint.every_n_steps)
     table = MetricsCSV(Path())
-    callbacks = trainer_settings.pop("callbacks", None) or []
-    trainer = _trainer(trainer_settings, [*(callbacks if isinstance(callbacks, list) else [callbacks]), keeper], fit=True)
+    trainer = _trainer(trainer_settings, [keeper], fit=True)
     if checkpoint is not None:
         _check_resumable(file, checkpoint, model, data, trainer)
     data.prepare_data()
@@ -82,10 +87,14 @@ def fit(words: list[str], signals: Signals) -> None:
     fresh = folder is None
     if runs.is_first_process():
         folder = folder or runs.new_run(root, run_name or base or "cnn", exact=bool(run_name))
+        runs.hold(folder)
         keeper.folder, table.path = folder, folder / "metrics.csv"
-        if fresh or not (folder / "config.yaml").exists():
-            _save_settings(parser, config, data, folder)
-        if checkpoint is not None and checkpoint[STATE]["metrics_csv"]:
+        _save_settings(parser, config, data, folder)
+        if fresh or not (folder / runs.JOB).exists():
+            (folder / runs.JOB).write_text(json.dumps(job))
+        if checkpoint is None:
+            table.path.unlink(missing_ok=True)  # a start that was cut off before its first checkpoint
+        elif checkpoint[STATE]["metrics_csv"]:
             table.rewind(checkpoint[STATE]["metrics_csv"], file.parent / "metrics.csv")
         purge = None if checkpoint is None else checkpoint[STATE]["step"] + 1
         events = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge)
@@ -101,9 +110,18 @@ def fit(words: list[str], signals: Signals) -> None:
         if interrupted.signum == signal.SIGUSR1 and trainer.is_global_zero:
             console.print(requeue_slurm_job(), highlight=False)
         raise
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        if not _is_lightnings(error):
+            raise
+        raise UserError(f"--trainer: {str(error).splitlines()[0]}") from error
     finally:
         if fresh and folder is not None and not (folder / "last.ckpt").exists():
             _remove_empty_run(folder)
+    if not keeper.last.exists():
+        raise UserError(
+            "there was no step to train: see --trainer.max_epochs, --trainer.max_steps, --trainer.max_time and "
+            "--trainer.limit_train_batches"
+        )
     best = keeper.folder / "best.ckpt"
     result = _evaluate(trainer, model, data, best if best.exists() else keeper.last, "test")
     if trainer.is_global_zero:
@@ -125,13 +143,10 @@ def _find(root: Path, run_name: str | None, base: str | None, ckpt_path: str) ->
     return (file.parent if in_run else None), file
 
 
-def _cut_off(root: Path, base: str, exact: bool) -> tuple[Path | None, Path | None]:
+def _cut_off(root: Path, words: list[str]) -> tuple[Path | None, Path | None]:
     """The run that torchrun or Slurm restarts, and where it stood; nothing if it had not got to its first step."""
-    try:
-        folder = runs.named_run(root, base) if exact else runs.newest_run(root, base)
-    except UserError:
-        return None, None
-    if not any(folder.glob("*.ckpt")):
+    folder = runs.cut_off_run(root, words)
+    if folder is None or not any(folder.glob("*.ckpt")):
         return folder, None
     return folder, find_checkpoint(folder, "last")[0]
 
@@ -147,18 +162,37 @@ def _settings_of_run(file: Path, root: Path, checkpoint: dict[str, Any]) -> list
         raise UserError(f"{file} holds a model that is not known here: {name!r}; there are {', '.join(MODELS)}")
     words = ["--model", name]
     for group, values in (("model", checkpoint["hyper_parameters"]), ("data", checkpoint["datamodule_hyper_parameters"])):
-        words += [f"--{group}.{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+        for key, value in values.items():
+            if value is not None:
+                words.append(f"--{group}.{key}={value if isinstance(value, str) else json.dumps(value)}")
     return words
 
 
 def _names_model(words: list[str]) -> bool:
     """Whether a configuration file among the words says which model to train."""
     file = option(words, "--config")
-    try:
-        settings = yaml.safe_load(Path(file).read_text()) if file else None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise BadSetting(f"{file} is not a readable YAML file: {str(error).splitlines()[0]}") from error
-    return isinstance(settings, dict) and "model" in settings
+    return file is not None and "model" in settings_file(file)
+
+
+def _is_lightnings(error: BaseException) -> bool:
+    """Whether Lightning itself refused something, such as a callback that watches a metric that is not there."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
+
+
+def _computes_in_bf16() -> bool:
+    """Whether the processor that Lightning will take has bf16 arithmetic; without it, autocast makes a CPU slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12 or so
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def _check_run_name(name: str | None) -> None:
+    if name is not None and (Path(name).name != name or name in ("", "..")):
+        raise BadSetting(f"--run {name!r} is no folder's name; where runs lie says --trainer.default_root_dir")
 
 
 def _check_resumable(file: Path, checkpoint: dict[str, Any], model: Any, data: Any, trainer: Trainer) -> None:
@@ -210,7 +244,7 @@ def _save_settings(parser: Any, config: Any, data: MNISTDataModule, folder: Path
     kept.data.source = data.source
     text = parser.dump(kept, skip_validation=True)
     note = f"# {data.source} digits" + (" (no MNIST could be had)" if data.download_problem else "")
-    (folder / "config.yaml").write_text(f"{note}\n{text}")
+    _write_text(f"{note}\n{text}", folder / "config.yaml")
 
 
 def _remove_empty_run(folder: Path) -> None:
@@ -243,7 +277,7 @@ def evaluate(stage: str, words: list[str], signals: Signals) -> None:
     known["steps_per_block"] = None
     parser.set_defaults({f"data.{key}": value for key, value in known.items()})
     config = parse(parser, [word for word in _without_config(words)])
-    settings = parser.instantiate_classes(config)
+    settings = instantiate(parser, config)
     model = model_of(checkpoint, file)
     trainer = _trainer(_quiet_trainer(dict(settings.trainer)), [_SignalsAgain(signals)])
     result = _evaluate(trainer, model, settings.data, file, stage)
@@ -272,14 +306,20 @@ def _evaluate(trainer: Trainer, model: Any, data: MNISTDataModule, file: Path, s
     result = {"source": data.source, "checkpoint": str(file)}
     if stage == "predict":
         parts = trainer.predict(model, datamodule=data)
+        if not parts:
+            raise UserError("nothing was predicted: see --trainer.limit_predict_batches")
         return result | {"source": data.source, "predictions": _gather(trainer, parts), "data": data}
     if stage == "validate":
         if not data.hparams["val_size"]:
             raise UserError(f"{file} was trained on all training images: there are none to validate on; use test")
         trainer.validate(model, datamodule=data, verbose=False)
+        loaders, batches = trainer.val_dataloaders, trainer.num_val_batches
     else:
         trainer.test(model, datamodule=data, verbose=False)
-    images = len(data.labels(split))
+        loaders, batches = [trainer.test_dataloaders], trainer.num_test_batches
+    if not any(batches):
+        raise UserError(f"no image was evaluated: see --trainer.limit_{split}_batches")
+    images = loaders[0].images_after(batches[0])  # all of them, but for such a limit
     correct = round(float(trainer.callback_metrics[f"{split}_acc"]) * images)
     return {
         "accuracy": correct / images,
@@ -315,7 +355,8 @@ def _report(result: dict[str, Any], folder: Path | None) -> None:
         _write_predictions(result, place / "predictions.csv")
         return
     split = result["split"]
-    _write_json({key: value for key, value in result.items() if key != "split"}, place / f"{split}.json")
+    kept = {key: value for key, value in result.items() if key != "split"}
+    _write_text(json.dumps(kept, indent=2) + "\n", place / f"{split}.json")
     table = Table(title=f"{'Test' if split == 'test' else 'Validation'} result", show_header=False, min_width=50)
     source = result["source"]
     table.add_row("accuracy", f"[bold]{result['accuracy']:.2%}[/]  ({result['correct']:,} of {result['images']:,} images)")
@@ -326,9 +367,10 @@ def _report(result: dict[str, Any], folder: Path | None) -> None:
     console.print(table)
 
 
-def _write_json(result: dict[str, Any], path: Path) -> None:
+def _write_text(text: str, path: Path) -> None:
+    """Writes the file whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 
@@ -336,7 +378,7 @@ def _write_predictions(result: dict[str, Any], path: Path) -> None:
     """One row an image of the test set: label, predicted digit, its probability."""
     positions, probabilities = result["predictions"]
     best = probabilities.max(1)
-    labels = result["data"].labels("test").tolist()
+    labels = result["data"].labels("test").cpu()[positions].tolist()
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -350,11 +392,11 @@ def _write_predictions(result: dict[str, Any], path: Path) -> None:
 # ---------------------------------------------------------------------- convert
 
 
-def convert(words: list[str]) -> None:
+def convert(words: list[str], signals: Signals) -> None:
     """Writes one split as tab-delimited text: 784 pixel values and the label on a line."""
     parser = parser_of("convert")
     config = parse(parser, words)
-    data = parser.instantiate_classes(config).data
+    data = instantiate(parser, config).data
     data.prepare_data()
     digits = data.read(config.split)
     if config.rows is not None and not 1 <= config.rows <= len(digits.labels):
@@ -374,13 +416,18 @@ def _quiet_trainer(settings: dict[str, Any]) -> dict[str, Any]:
     for message in (
         ".*smaller than the logging interval.*",  # it counts blocks; rows are written by steps
         ".*litlogger.*", ".*litmodels.*",
+        ".*Total length of `list` across ranks is zero.*",  # no validation images, as asked for
+        ".*is not supported by the model summary.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message)
     return settings
 
 
-def _trainer(settings: dict[str, Any], callbacks: list[Any], fit: bool = False) -> Trainer:
+def _trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -> Trainer:
+    """The Trainer with the callbacks that the settings ask for, then ours."""
+    asked = settings.pop("callbacks", None) or []
+    callbacks = [*(asked if isinstance(asked, list) else [asked]), *ours]
     if settings.pop("enable_progress_bar", True) is not False and fit:
         callbacks.append(RunProgress(console))
     else:

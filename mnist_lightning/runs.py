@@ -1,7 +1,9 @@
 """Run folders: `checkpoints/<run>/` and how one is named, found and described."""
 
+import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,59 @@ def is_first_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
-def restarted() -> bool:
-    """Whether torchrun or Slurm started this job again after it was cut off."""
-    return any(os.environ.get(count, "0") != "0" for count in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+JOB = ".job"  # the file of a run folder that says which job of torchrun or Slurm made it
+HELD: set[int] = set()  # inodes of the run folders that this process writes to
+
+
+def job_of(words: list[str]) -> dict[str, Any]:
+    """What tells a job that torchrun or Slurm starts again from every other."""
+    job = [os.environ[name] for name in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in os.environ]
+    return {"words": words, "slurm": job or None, "torchrun": os.environ.get("TORCHELASTIC_RUN_ID")}
+
+
+def cut_off_run(root: Path, words: list[str]) -> Path | None:
+    """The run that this very job was training before it was started again; None if this is its first start."""
+    job = job_of(words)
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        by = "slurm"
+    elif os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" or job["torchrun"] not in (None, "none"):
+        by = "torchrun"  # it replaces a lost node without counting that as a restart
+    else:
+        return None
+    found = []
+    for file in root.glob(f"*/{JOB}"):
+        try:
+            old = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue  # cut off while it was written: that run has not begun
+        finished = (file.parent / "test.json").exists()
+        if old.get("words") == words and old.get(by) == job[by] and (by == "slurm" or not finished):
+            found.append(file)
+    return max(found, key=lambda file: file.stat().st_mtime_ns).parent if found else None
+
+
+def hold(folder: Path, patience: float = 3.0) -> None:
+    """Makes this the one process that writes to a run; the system lets go of it when the process ends, however."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    descriptor = os.open(folder, os.O_RDONLY)  # open until the process ends
+    if (inode := os.fstat(descriptor).st_ino) in HELD:
+        return os.close(descriptor)
+    deadline = time.monotonic() + patience  # one that has been told to stop may still be writing
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise UserError(f"{folder} is being trained by another process: wait, or choose another --run") from None
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            break
+    HELD.add(inode)
 
 
 def base_name(config: str | None, model: str | None) -> str | None:
@@ -58,6 +110,8 @@ def new_run(root: Path, base: str, exact: bool) -> Path:
                 folder.mkdir()
                 return folder
             except FileExistsError:
+                if exact and _never_began(folder):
+                    return folder
                 if exact:
                     raise UserError(
                         f"the run {folder} is there already: continue it with --ckpt_path last, or choose another --run"
@@ -65,6 +119,11 @@ def new_run(root: Path, base: str, exact: bool) -> Path:
     except OSError as error:
         raise UserError(f"no run folder can be made in {root}: {error.strerror}; see --trainer.default_root_dir") from error
     raise UserError(f"there are too many runs called {base} in {root}")
+
+
+def _never_began(folder: Path) -> bool:
+    """Whether this is a run that was killed before its first checkpoint."""
+    return not any(folder.glob("*.ckpt")) and ((folder / "config.yaml").exists() or not any(folder.iterdir()))
 
 
 def differences(checkpoint: dict[str, Any], model: Any, data: Any, ranks: int, precision: str) -> list[str]:
@@ -85,7 +144,10 @@ def differences(checkpoint: dict[str, Any], model: Any, data: Any, ranks: int, p
                 continue
             if _plain(old.get(name)) != _plain(new[name]):
                 found.append(f"--{group}.{name} was {old.get(name)}, is {new[name]}")
-    if (old_size := state["global_batch_size"]) != (size := data.hparams["batch_size"] * ranks):
+    old_size, size = state["global_batch_size"], data.hparams["batch_size"] * ranks
+    if old_size != size and state["world_size"] == ranks:
+        found.append(f"--data.batch_size was {old_size // ranks}, is {size // ranks}")
+    elif old_size != size:
         found.append(
             f"{state['world_size']} processes had {old_size} images in a step together, {ranks} now have {size}: "
             "mend it with --data.batch_size"

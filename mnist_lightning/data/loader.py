@@ -48,11 +48,10 @@ class Block:
         labels = self.labels.to(device, torch.int64, non_blocking=non_blocking)
         return Block(images, labels, self.positions, self.sizes, self.global_sizes)
 
-    def split(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """(images, labels, images of this mini-batch on all ranks) of each mini-batch."""
-        return zip(
-            self.images.split(self.sizes), self.labels.split(self.sizes), self.global_sizes, strict=True
-        )
+    def split(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """(images, targets, this rank's share of the images) of each mini-batch."""
+        shares = (size / whole for size, whole in zip(self.sizes, self.global_sizes, strict=True))
+        return zip(self.images.split(self.sizes), targets.split(self.sizes), shares, strict=True)
 
 
 class TensorLoader:
@@ -142,7 +141,7 @@ class TensorLoader:
             sizes.append(rest // ranks + (self.rank < rest % ranks))
             global_sizes.append(rest)
         if ranks > 1:
-            whole = positions[: full * size].view(full, ranks, -1)[:, self.rank].flatten()
+            whole = positions[: full * size].view(full, ranks, size // ranks)[:, self.rank].flatten()
             last = positions[full * size :].tensor_split(ranks)[self.rank]
             positions = torch.cat([whole, last])
         return Block(self._images(positions), self.labels[positions], positions, sizes, global_sizes)

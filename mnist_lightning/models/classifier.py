@@ -2,11 +2,14 @@
 
 import difflib
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torchmetrics import MeanMetric
@@ -16,6 +19,7 @@ from mnist_lightning.data.loader import Block, TensorLoader, derived_seed, globa
 from mnist_lightning.errors import BadSetting
 
 T = TypeVar("T", int, float)
+STEP_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
 
 
 class DigitClassifier(LightningModule):
@@ -62,6 +66,12 @@ class DigitClassifier(LightningModule):
             self.metrics[f"{split}_loss"] = MeanMetric(nan_strategy="disable")
         self.epoch_results: dict[str, float] = {}  # of the validation at this epoch's end
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning sets it a dozen times a step; nn.Module would look for parameters
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
@@ -69,44 +79,64 @@ class DigitClassifier(LightningModule):
 
     def training_step(self, block: Block, batch_idx: int) -> dict[str, Tensor]:
         """One optimizer step for each mini-batch of the block -> losses [steps], detached, on the device."""
-        optimizer, trainer = self.optimizers(), self.trainer
-        scheduler = self._scheduler("step")
-        first = trainer.global_step
+        trainer, optimizer, scheduler = self.trainer, self.optimizers(), self._scheduler("step")
+        parameters, world_size, device = list(self.parameters()), trainer.world_size, self.device
+        clip, targets = self.hparams["gradient_clip_val"], self._targets(block.labels)
+        stream = derived_seed(self.hparams["seed"], "steps", trainer.global_rank)
+        first, last = trainer.global_step, trainer.max_steps
         losses, outputs, rates = [], [], []
-        for step, (images, labels, images_of_all_ranks) in enumerate(block.split(), first):
-            if step == trainer.max_steps:
-                break
-            # Random state is a function of the step, so that a resumed run draws what the first would have drawn.
-            seed_generators(self.device, derived_seed(self.hparams["seed"], "step", step, trainer.global_rank))
-            output = self.net(images)
-            loss = self._loss(output, labels)
-            optimizer.zero_grad()
-            # DDP averages over ranks; the weight makes that the mean over images when the last batch is uneven
-            weight = len(labels) * trainer.world_size / images_of_all_ranks
-            self.manual_backward(loss if weight == 1 else loss * weight)
-            if self.hparams["gradient_clip_val"]:
-                self.clip_gradients(optimizer, self.hparams["gradient_clip_val"], "norm")
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            # autocast would go on using the bf16 copies of the old weights until the end of training_step
-            torch.clear_autocast_cache()
-            if scheduler is not None:
-                scheduler.step()
-            losses.append(loss.detach())
-            outputs.append(output.detach())
+        with self._only_listeners():
+            for step, (images, target, share) in enumerate(block.split(targets), first):
+                if step == last:
+                    break
+                # Random state is a function of the step: a resumed run draws what the first would have drawn.
+                seed_generators(device, stream + step)
+                output = self.net(images)
+                loss = self._loss(output, target)
+                for parameter in parameters:  # optimizer.zero_grad() takes ten times as long
+                    parameter.grad = None
+                # DDP averages over ranks; the weight makes that a mean over images when the last batch is uneven
+                weight = share * world_size
+                self.manual_backward(loss if weight == 1 else loss * weight)
+                if clip:
+                    self.clip_gradients(optimizer, clip, "norm")
+                if scheduler is not None:
+                    rates.append(self._rate())
+                optimizer.step()
+                # autocast would go on using the bf16 copies of the old weights until the end of training_step
+                torch.clear_autocast_cache()
+                if scheduler is not None:
+                    scheduler.step()
+                losses.append(loss)
+                outputs.append(output)
         done = block.sizes[: len(losses)]
-        stacked = torch.stack(losses).float()
-        self._update("train", torch.cat(outputs), block.labels[: sum(done)], stacked, done)
-        self._log_steps(first, stacked, rates)
+        with torch.no_grad():  # cheaper than to detach each of them
+            stacked = torch.stack(losses).float()
+            self._update("train", torch.cat(outputs), block.labels[: sum(done)], stacked, done)
+        self._log_steps(first, stacked, rates or [self._rate()] * len(losses))
         return {"losses": stacked}
 
-    def _loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the images: [n, 10], [n] -> []. A rank can have no image at the end of an epoch: then 0."""
-        if len(labels) == 0:
+    @contextmanager
+    def _only_listeners(self) -> Iterator[None]:
+        """Leaves Lightning only those callbacks that listen inside a step; it calls each one four times a step."""
+        callbacks = self.trainer.callbacks
+        self.trainer.callbacks = [c for c in callbacks if any(is_overridden(hook, c, Callback) for hook in STEP_HOOKS)]
+        try:
+            yield
+        finally:
+            self.trainer.callbacks = callbacks
+
+    def _targets(self, labels: Tensor) -> Tensor:
+        """What the loss compares with: the labels [n], or for mse one-hot rows float32 [n, 10]."""
+        return F.one_hot(labels, 10).float() if self.hparams["loss"] == "mse" else labels
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean over the images: [n, 10], targets -> []. A rank can have no image at the end of an epoch: then 0."""
+        if len(target) == 0:
             return output.sum()
-        if self.hparams["loss"] == "mse":
-            return F.mse_loss(output, F.one_hot(labels, 10).to(output.dtype))
-        return F.cross_entropy(output, labels)
+        if target.is_floating_point():
+            return F.mse_loss(output, target)
+        return F.cross_entropy(output, target)
 
     def on_train_epoch_end(self) -> None:
         if self.trainer.global_step % self._loader().batches:
@@ -172,7 +202,7 @@ class DigitClassifier(LightningModule):
 
     def _evaluate(self, split: str, block: Block) -> None:
         output = self.net(block.images)
-        self._update(split, output, block.labels, self._loss(output, block.labels).reshape(1), block.sizes)
+        self._update(split, output, block.labels, self._loss(output, self._targets(block.labels)).reshape(1), block.sizes)
 
     def on_validation_epoch_end(self) -> None:
         row: dict[str, float] = {}

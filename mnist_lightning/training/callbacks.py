@@ -11,9 +11,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.training.checkpoints import STATE
+from mnist_lightning.training.checkpoints import STATE, also_known_as
 from mnist_lightning.training.metrics_csv import MetricsCSV
 from mnist_lightning.training.signals import Interrupted, Signals
+
+UNSEEN = 256  # blocks whose losses may wait on the device before somebody looks at them
 
 
 class RunKeeper(Checkpoint):
@@ -40,6 +42,7 @@ class RunKeeper(Checkpoint):
         self.stopped_by: str | None = None
         self._saved_at = 0.0  # time.monotonic()
         self._saved_step = 0
+        self._unseen: list[Tensor] = []  # losses on the device that have not been looked at yet
         self._train_metrics: dict[str, Any] | None = None
 
     @property
@@ -69,19 +72,38 @@ class RunKeeper(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        due = self.every_n_seconds is not None and time.monotonic() - self._saved_at >= self.every_n_seconds
-        due |= self.every_n_steps is not None and step - self._saved_step >= self.every_n_steps
+        self._unseen.append(outputs["losses"])
+        due = self._due(trainer.global_step)
         # reading the losses waits for the device, so a GPU is asked only when something else waits for it anyway
-        look = due or self.signals.received or module.device.type == "cpu" or step % 1000 < len(outputs["losses"])
-        bad = _first_bad(outputs["losses"]) if look else 0
+        look = due or self.signals.received or module.device.type == "cpu" or trainer.is_last_batch
+        bad = self._bad_step(trainer.global_step) if look or len(self._unseen) >= UNSEEN else 0
         received, bad, due = self._agree(trainer, self.signals.received, bad, due)
         if bad:
-            self._refuse(trainer, step - len(outputs["losses"]) + bad)
+            self._refuse(trainer, bad)
         self.signals.received = received
-        # The end of an epoch has its own hook, after validation; a validation inside the epoch comes before the save.
-        if trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0:
-            return
+        # an epoch's end and a validation inside the epoch have their own hooks
+        if not trainer.is_last_batch and (batch_idx + 1) % (trainer.val_check_batch or math.inf):
+            self._save_and_stop(trainer, due, received)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+            due = self._due(trainer.global_step)
+            received, _, due = self._agree(trainer, self.signals.received, 0, due)
+            self._save_and_stop(trainer, due, received)
+
+    def _due(self, step: int) -> bool:
+        due = self.every_n_seconds is not None and time.monotonic() - self._saved_at >= self.every_n_seconds
+        return due or (self.every_n_steps is not None and step - self._saved_step >= self.every_n_steps)
+
+    def _bad_step(self, step: int) -> int:
+        """The first step, counted from 1, whose loss is not finite; 0 for none. `step` have been done."""
+        losses = torch.cat(self._unseen)
+        self._unseen = []
+        if bool(losses.isfinite().all()):
+            return 0
+        return step - len(losses) + int(losses.isfinite().logical_not().int().argmax()) + 1
+
+    def _save_and_stop(self, trainer: Trainer, due: bool, received: int) -> None:
         if due or received:
             self._save(trainer)
         if received:
@@ -95,8 +117,12 @@ class RunKeeper(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.signals.deferred = False
-        if self.best is None:  # nothing was validated: the last is the best there is
-            self._save(trainer, best=True)
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        # Called also when a resumed run had no step left, because it was cut off right here. Nothing was validated:
+        # the last is the best there is.
+        if self.best is None and trainer.is_global_zero and self.last.exists():
+            also_known_as(self.last, self.folder / "best.ckpt")
 
     def _stop(self, signum: int) -> None:
         self.signals.deferred = False
@@ -133,7 +159,14 @@ class RunKeeper(Checkpoint):
         if self._agree(trainer, 0, bad, False)[1]:
             self._refuse(trainer, trainer.global_step)
         also = {"also": self.folder / "best.ckpt"} if best else None
-        trainer.save_checkpoint(self.last, storage_options=also)
+        failure = None
+        try:
+            trainer.save_checkpoint(self.last, storage_options=also)
+        except UserError as error:
+            failure = error
+            trainer.strategy.barrier()  # the other processes wait in save_checkpoint for the one that writes
+        if self._agree(trainer, 0, failure is not None, False)[1]:
+            raise failure or UserError("the first process could not write a checkpoint")
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     # ------------------------------------------------------------------ what a checkpoint holds
@@ -144,6 +177,7 @@ class RunKeeper(Checkpoint):
         return {"epoch": epoch, "batch": batch}
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        train_metrics = self._gather_train_metrics(trainer, module)  # all processes, before the first can fail alone
         tables = [logger.position() for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
         loader = trainer.train_dataloader
         checkpoint[STATE] = {
@@ -156,7 +190,7 @@ class RunKeeper(Checkpoint):
             "world_size": trainer.world_size,
             "batches": loader.batches,
             "scheduled_steps": module.scheduled_steps,
-            "train_metrics": self._gather_train_metrics(trainer, module),
+            "train_metrics": train_metrics,
             "metrics_csv": tables[0] if tables else None,
         }
         checkpoint["epoch"] = checkpoint[STATE]["epoch"]
@@ -167,11 +201,27 @@ class RunKeeper(Checkpoint):
             checkpoint.pop("loops", None)
             return
         state = checkpoint[STATE]
+        self._refuse_another_length(trainer, module, state)
         self.resumed = True
         trainer.num_sanity_val_steps = 0  # what comes before any training has been
-        self.best = tuple(state["best"]) if state["best"] else None
+        # in another run's folder the best so far is not there to be kept
+        self.best = tuple(state["best"]) if state["best"] and (self.folder / "best.ckpt").exists() else None
         self._train_metrics = state["train_metrics"]
         checkpoint["loops"] = {"fit_loop": self._loops(trainer, state)}
+
+    def _refuse_another_length(self, trainer: Trainer, module: Any, state: dict[str, Any]) -> None:
+        """An epoch or a schedule of another length would put the run at another place than it was at."""
+        batches = trainer.datamodule.train_dataloader().batches
+        if state["batches"] != batches:
+            raise UserError(
+                f"an epoch had {state['batches']} batches and now has {batches}: give the same "
+                "--trainer.limit_train_batches and data, or start a new run without --ckpt_path"
+            )
+        if state["scheduled_steps"] != module.scheduled_steps:
+            raise UserError(
+                f"the schedule was made for {state['scheduled_steps']} steps and would now have "
+                f"{module.scheduled_steps}: give the same --trainer.max_epochs, or start a new run without --ckpt_path"
+            )
 
     def _loops(self, trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
         """The state of Lightning's fit loop at the end of a block, or at the start of an epoch."""
@@ -180,7 +230,7 @@ class RunKeeper(Checkpoint):
         blocks = len(loader)
         done = blocks - -(-(loader.batches - batch) // loader.steps_per_block)  # blocks of this epoch
         loops = trainer.fit_loop.state_dict()
-        started = epoch + 1 if done else epoch
+        started = epoch + 1 if batch else epoch  # Lightning takes it for an interrupted epoch even if done is 0
         for count in ("total", "current"):
             loops["epoch_progress"][count].update(
                 ready=started, started=started, processed=epoch, completed=epoch
@@ -216,11 +266,4 @@ class RunKeeper(Checkpoint):
             old = getattr(metric, key)
             setattr(metric, key, parts[trainer.global_rank].to(old).reshape(old.shape))
             metric._update_count = 1
-
-
-def _first_bad(losses: Tensor) -> int:
-    """Which of the losses, counted from 1, is the first that is not finite; 0 for none."""
-    if bool(losses.isfinite().all()):
-        return 0
-    return int(losses.isfinite().logical_not().int().argmax()) + 1
 

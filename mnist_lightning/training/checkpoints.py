@@ -11,6 +11,7 @@ import pickletools
 import shutil
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,27 +79,46 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, also: Path | None =
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written: {error.strerror or error}; the last good checkpoint is kept: make room or "
-            "mend the folder, then continue with --ckpt_path last"
-        ) from error
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 PREVIOUS = "previous.ckpt"
 
 
+def also_known_as(path: Path, also: Path) -> None:
+    """Lets `also` mean this checkpoint too, durably."""
+    try:
+        _give_name(path, also)
+        _sync_folder(also.parent)
+    except OSError as error:
+        raise _unwritable(also, error) from error
+
+
 def _give_name(file: Path, name: Path) -> None:
     """Lets `name` mean this file too, at once or not at all."""
     temporary = name.with_name(f".{name.name}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        os.link(file, temporary)  # no second copy, nothing to sync
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, temporary)
-        with temporary.open("rb+") as copy:
-            os.fsync(copy.fileno())
-    os.replace(temporary, name)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(file, temporary)  # no second copy, nothing to sync
+        except OSError:  # a file system without hard links
+            shutil.copyfile(file, temporary)
+            with temporary.open("rb+") as copy:
+                os.fsync(copy.fileno())
+        os.replace(temporary, name)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be written: {error.strerror or error}; the last good checkpoint is kept: make room or mend the "
+        "folder, then continue with --ckpt_path last"
+    )
 
 
 def _sync_folder(folder: Path) -> None:
@@ -246,6 +266,7 @@ class DurableCheckpointIO(CheckpointIO):
     """Lightning's way in and out of files, by the functions above."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)  # a ModelCheckpoint's own folder
         write_checkpoint(checkpoint, Path(path), **(storage_options or {}))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

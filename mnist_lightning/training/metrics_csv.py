@@ -32,6 +32,11 @@ class MetricsCSV(Logger):
     def version(self) -> str:
         return ""
 
+    @property
+    def save_dir(self) -> str:
+        """The run's folder: where Lightning's ModelCheckpoint and profilers put their files."""
+        return str(self.path.parent)
+
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml has them."""
 
@@ -71,7 +76,10 @@ class MetricsCSV(Logger):
             )
         temporary = self.path.with_name(".metrics.csv.tmp")
         try:
-            temporary.write_bytes(data)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, self.path)
         except OSError as error:
             raise UserError(_unwritable(self.path, error)) from error

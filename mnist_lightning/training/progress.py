@@ -77,9 +77,8 @@ class RunProgress(ProgressBar):
             f"loss {outputs['losses'][-1].item():.4f}  acc {_running_accuracy(module):.2%}  "
             f"{speed * loader.global_batch_size:,.0f} images/s  {left}"
         )
-        description = f"Epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs and epochs > 0 else "")
         done = (step % loader.batches or loader.batches) / loader.batches
-        self._bar.update(self._task, description=description, completed=100 * done, text=text, refresh=True)
+        self._bar.update(self._task, description=_epoch(trainer), completed=100 * done, text=text, refresh=True)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self._bar is not None:
@@ -95,7 +94,7 @@ class RunProgress(ProgressBar):
             return
         now = time.monotonic()
         images = (trainer.global_step - self._epoch_step) * trainer.train_dataloader.global_batch_size
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        parts = [_epoch(trainer)]
         for split in ("train", "val", "test"):
             if f"{split}_loss" in row:
                 parts.append(f"{split} {row[f'{split}_acc']:.2%} loss {row[f'{split}_loss']:.4f}")
@@ -112,6 +111,11 @@ class RunProgress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _epoch(trainer: Trainer) -> str:
+    known = trainer.max_epochs is not None and trainer.max_epochs > 0
+    return f"epoch {trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if known else "")
 
 
 def _running_accuracy(module: Any) -> float:

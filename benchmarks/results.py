@@ -1,0 +1,44 @@
+"""RESULTS.md, in which each benchmark owns the section under its heading."""
+
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+
+
+def machine() -> str:
+    """Processor, cores that may be used, and the versions that matter; imports none of them."""
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning"))
+    return f"{names[0]}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, {packages}"
+
+
+def read_section(heading: str) -> list[str]:
+    """The lines under the heading; none if it is not there."""
+    return _sections().get(heading, [])
+
+
+def write_section(heading: str, lines: list[str]) -> None:
+    """Replaces the lines under the heading, or adds it at the end; the rest of the file stays as it is."""
+    sections = _sections() | {heading: ["", *lines, ""]}
+    text = "\n".join("\n".join([f"## {title}", *body] if title else body) for title, body in sections.items())
+    part = RESULTS.with_name(f".RESULTS.{os.getpid()}.md")
+    part.write_text(text.rstrip("\n") + "\n")
+    os.replace(part, RESULTS)
+
+
+def _sections() -> dict[str, list[str]]:
+    """Lines by heading; under "" what comes before the first."""
+    sections: dict[str, list[str]] = {"": []}
+    title = ""
+    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else ["# Results", ""]:
+        if line.startswith("## "):
+            title = line.removeprefix("## ")
+            sections[title] = []
+        else:
+            sections[title].append(line)
+    return sections

@@ -1,0 +1,261 @@
+"""One epoch of each recipe four ways, in turns, in one process a recipe.
+
+    python benchmarks/steps.py                        # all eight recipes, 5 rounds: about an hour on 2 cores
+    python benchmarks/steps.py --recipes simple_mlp --ways bd --rounds 9
+
+(a) the article's own loop: DataLoader with ToTensor for each image, `.item()` where the article had it
+(b) the bare loop: same network, optimizer and batches out of a preloaded float tensor; no metrics, no logging
+(c) idiomatic Lightning: DataLoader, automatic optimization, self.log of loss and accuracy, RichProgressBar
+(d) this project's recipe: progress bar, metrics, metrics.csv, TensorBoard and checkpoints on
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["TTY_COMPATIBLE"] = "1"  # rich draws its bars although nobody looks
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+import yaml
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms.functional import normalize, to_tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from results import machine, write_section
+
+from mnist_lightning.cli import main
+from mnist_lightning.data.sources import read_idx
+from mnist_lightning.models import MODELS
+
+ROOT = Path(__file__).parents[1]
+MNIST = Path(os.environ.get("MNIST_ROOT") or ROOT.parent / "shared" / "mnist")
+RECIPES = (
+    "simple_mlp", "nielsen_mlp", "nextjournal_cnn", "fidle_cnn", "simple_cnn", "fidle_cnn2", "fidle_dnn", "mccaffrey_cnn",
+)  # fmt: skip
+REQUIRED_A_D = {
+    "simple_mlp": 4.0, "nielsen_mlp": 2.5, "nextjournal_cnn": 1.8, "fidle_cnn": 1.4, "simple_cnn": 1.2,
+    "fidle_cnn2": 1.1, "fidle_dnn": 1.1, "mccaffrey_cnn": 1.1,
+}  # fmt: skip
+
+
+class Recipe:
+    """A recipe of configs/ taken apart, for the three loops that are not this project's."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        settings = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+        self.model_class, self.model_args = settings["model"]["class_path"], settings["model"].get("init_args", {})
+        self.data = settings["data"]
+        self.epochs = 5 if self.data.get("train_size") else 1  # a timing of 0.4 s would be noise
+        digits = read_idx(MNIST, "train")
+        count = self.data.get("train_size") or len(digits.labels)
+        self.images, self.labels = digits.images[:count], digits.labels[:count].long()
+        wanted = self.data["normalize"]
+        self.mean, self.std = (0.0, 1.0) if wanted == "none" else wanted
+        self.batch_size = self.data["batch_size"]
+
+    def network(self) -> torch.nn.Sequential:
+        torch.manual_seed(0)
+        return MODELS[self.model_class](**self.model_args).net
+
+    def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+        kind = getattr(torch.optim, self.model_args.get("optimizer", "Adam"))
+        return kind(parameters, lr=self.model_args.get("lr", 1e-3), **self.model_args.get("optimizer_args", {}))
+
+    def loss(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.model_args.get("loss") == "mse":
+            return F.mse_loss(output, F.one_hot(labels, 10).float())
+        return F.cross_entropy(output, labels)
+
+
+class Items(Dataset):
+    """What torchvision's MNIST does for each image: a PIL image, ToTensor, and Normalize if the article has it.
+
+    mccaffrey_cnn has its images as float rows already, and hands them out in a dict.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.rows = recipe.images[:, None].float() / 255 if recipe.name == "mccaffrey_cnn" else None
+
+    def __len__(self) -> int:
+        return len(self.recipe.labels)
+
+    def __getitem__(self, i: int) -> Any:
+        recipe = self.recipe
+        if self.rows is not None:
+            return self.rows[i], recipe.labels[i]
+        image = to_tensor(Image.fromarray(recipe.images[i].numpy(), mode=None))
+        if recipe.std != 1:
+            image = normalize(image, [recipe.mean], [recipe.std])
+        return image, int(recipe.labels[i])
+
+
+def article(recipe: Recipe) -> Callable[[], float]:
+    net = recipe.network()
+    optimizer = recipe.optimizer(net.parameters())
+    loader = DataLoader(Items(recipe), batch_size=recipe.batch_size, shuffle=True)
+
+    def epoch() -> float:
+        start = time.perf_counter()
+        net.train()
+        running, correct = 0.0, 0
+        for _ in range(recipe.epochs):
+            for i, (images, labels) in enumerate(loader):
+                optimizer.zero_grad()
+                output = net(images)
+                loss = recipe.loss(output, labels)
+                loss.backward()
+                optimizer.step()
+                if recipe.name != "nextjournal_cnn":  # it looks at the loss every 10 batches, the others at each
+                    running += loss.item()
+                elif i % 10 == 0:
+                    running += loss.item()
+                if recipe.name.startswith("fidle"):
+                    correct += (output.argmax(1) == labels).sum().item()
+        return time.perf_counter() - start
+
+    return epoch
+
+
+def bare(recipe: Recipe) -> Callable[[], float]:
+    net = recipe.network()
+    optimizer = recipe.optimizer(net.parameters())
+    images = (recipe.images[:, None].float() / 255 - recipe.mean) / recipe.std
+    labels, size = recipe.labels, recipe.batch_size
+
+    def epoch() -> float:
+        start = time.perf_counter()
+        net.train()
+        for _ in range(recipe.epochs):
+            order = torch.randperm(len(labels))
+            for first in range(0, len(labels), size):
+                batch = order[first : first + size]
+                optimizer.zero_grad()
+                loss = recipe.loss(net(images[batch]), labels[batch])
+                loss.backward()
+                optimizer.step()
+        return time.perf_counter() - start
+
+    return epoch
+
+
+class Stopwatch(Callback):
+    """Seconds from the first epoch's start to the training's end, checkpoints and all. Measures whoever uses it last."""
+
+    seconds = start = 0.0
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        Stopwatch.start = Stopwatch.start or time.perf_counter()
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        Stopwatch.seconds, Stopwatch.start = time.perf_counter() - Stopwatch.start, 0.0
+
+
+class Idiomatic(pl.LightningModule):
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe, self.net = recipe, recipe.network()
+        self.accuracy = MulticlassAccuracy(10, average="micro")
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        images, labels = batch
+        output = self.net(images)
+        loss = self.recipe.loss(output, labels)
+        self.accuracy(output, labels)
+        self.log("train_loss", loss, prog_bar=True)
+        self.log("train_acc", self.accuracy, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.recipe.optimizer(self.parameters())
+
+
+def idiomatic(recipe: Recipe) -> Callable[[], float]:
+    def epoch() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = pl.Trainer(
+                max_epochs=recipe.epochs, callbacks=[RichProgressBar(), Stopwatch()], default_root_dir=folder,
+                accelerator="cpu", enable_model_summary=False,
+            )  # fmt: skip
+            trainer.fit(Idiomatic(recipe), DataLoader(Items(recipe), batch_size=recipe.batch_size, shuffle=True))
+        return Stopwatch.seconds
+
+    return epoch
+
+
+def project(recipe: Recipe, *extra: str) -> Callable[[], float]:
+    def epoch() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            words = ["fit", "--config", str(ROOT / "configs" / f"{recipe.name}.yaml"), "--data.root", str(MNIST)]
+            words += ["--trainer.max_epochs", str(recipe.epochs), "--trainer.default_root_dir", folder]
+            words += ["--trainer.callbacks", "steps.Stopwatch", "--trainer.accelerator", "cpu", *extra]
+            words += ["--trainer.num_sanity_val_steps", "0", "--data.test_each_epoch", "false"]
+            if main(words) != 0:
+                raise SystemExit(f"{recipe.name}: fit failed")
+        return sys.modules["steps"].Stopwatch.seconds  # jsonargparse imported this file a second time
+
+    return epoch
+
+
+WAYS = {"a": article, "b": bare, "c": idiomatic, "d": project}
+
+
+def measure(name: str, ways: str, rounds: int, extra: list[str]) -> dict[str, list[float]]:
+    """Seconds an epoch of each way in each round; the order turns, so that no way has the quiet moments."""
+    recipe = Recipe(name)
+    epochs = {way: WAYS[way](recipe, *extra) if way == "d" else WAYS[way](recipe) for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                taken = epochs[way]() / recipe.epochs
+            if turn:  # the first round warms up
+                seconds[way].append(taken)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], over: str, under: str) -> str:
+    if over not in seconds or under not in seconds:
+        return ""
+    ratios = [x / y for x, y in zip(seconds[over], seconds[under], strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
+    parser.add_argument("--ways", default="abcd")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="more settings for (d), last")
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    lines = ["| recipe | a/d (at least) | d/b | c/d | b/d | d: s an epoch |", "| --- | --- | --- | --- | --- | --- |"]
+    for name in options.recipes:
+        seconds = measure(name, options.ways, options.rounds, options.extra)
+        median = f"{statistics.median(seconds['d']):.2f}" if "d" in seconds else ""
+        cells = [ratio(seconds, *pair) for pair in ("ad", "db", "cd", "bd")]
+        lines.append(f"| {name} | {cells[0]} ({REQUIRED_A_D[name]}) | {cells[1]} | {cells[2]} | {cells[3]} | {median} |")
+        print(lines[-1], flush=True)
+    note = f"Medians of {options.rounds} rounds in turns (smallest–largest), as ratios of times. {machine()}"
+    if options.write:
+        extra = f" --extra {' '.join(options.extra)}" if options.extra else ""
+        command = f"`python benchmarks/steps.py --rounds {options.rounds}{extra}`"
+        write_section("An epoch four ways" + (f" ({' '.join(options.extra)})" if extra else ""), [command, "", note, "", *lines])

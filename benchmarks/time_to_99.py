@@ -1,0 +1,121 @@
+"""Seconds to 99 %: configs/fast.yaml beside train_mnist_fast, in turns, in one process.
+
+    python benchmarks/time_to_99.py --seeds 10
+
+The yardstick is train_mnist_fast's network and schedule written plainly: conv 24 k5, pool, ReLU, conv 32 k3, pool, ReLU,
+800-256-10; one epoch of Adam (betas .7, .9), batch 256, one cycle to lr .01. Its images are in memory as normalised floats
+before the clock starts. Ours starts from uint8, with bar, metrics, logs and checkpoints on.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["TTY_COMPATIBLE"] = "1"  # rich draws its bars although nobody looks
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from results import machine, write_section
+from steps import MNIST, ROOT
+
+from mnist_lightning.cli import main
+from mnist_lightning.data.sources import read_idx
+
+
+def floats(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    digits = read_idx(MNIST, split)
+    return (digits.images[:, None].float() / 255 - 0.1307) / 0.3081, digits.labels.long()
+
+
+def yardstick(seed: int, train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> tuple[float, float]:
+    """Seconds of training and test accuracy of train_mnist_fast."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10),
+    )  # fmt: skip
+    images, labels = train
+    start = time.perf_counter()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.7, 0.9))
+    order = torch.randperm(len(labels)).split(256)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=len(order))
+    for batch in order:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(images[batch]), labels[batch])
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    seconds = time.perf_counter() - start
+    with torch.inference_mode():
+        predictions = torch.cat([net(part).argmax(1) for part in test[0].split(1000)])
+    return seconds, (predictions == test[1]).float().mean().item()
+
+
+def words(seed: int, folder: str) -> list[str]:
+    return [
+        "fit", "--config", str(ROOT / "configs" / "fast.yaml"), "--data.root", str(MNIST), "--seed", str(seed),
+        "--run", f"seed{seed}", "--trainer.default_root_dir", folder,
+    ]  # fmt: skip
+
+
+def ours(seed: int, folder: str) -> tuple[float, float]:
+    """The same of configs/fast.yaml."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = main([*words(seed, folder), "--trainer.callbacks", "steps.Stopwatch"])
+    if status != 0:
+        raise SystemExit("fit failed")
+    accuracy = json.loads((Path(folder) / f"seed{seed}" / "test.json").read_text())["accuracy"]
+    return sys.modules["steps"].Stopwatch.seconds, accuracy
+
+
+def cold(seed: int, folder: str) -> float:
+    """Seconds of the whole command in a fresh process: imports, data, training, test."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "mnist_lightning", *words(seed, folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def cell(values: list[float], form: str) -> str:
+    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
+    options = parser.parse_args()
+    train, test = floats("train"), floats("test")
+    theirs, mine, wall = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(-1, options.seeds):
+            pair = yardstick(max(seed, 0), train, test), ours(seed if seed >= 0 else 1000, folder)
+            if seed >= 0:  # the first round warms up
+                theirs.append(pair[0])
+                mine.append(pair[1])
+                print(seed, *(f"{seconds:.2f} s {accuracy:.2%}" for seconds, accuracy in pair), flush=True)
+        wall = [cold(2000 + turn, folder) for turn in range(3)]
+    ratios = [own / other for (own, _), (other, _) in zip(mine, theirs, strict=True)]
+    lines = ["| | test accuracy | seconds of training | n |", "| --- | --- | --- | --- |"]
+    for name, runs in (("configs/fast.yaml", mine), ("train_mnist_fast, written plainly", theirs)):
+        seconds, accuracy = zip(*runs, strict=True)
+        lines.append(f"| {name} | {cell([100 * a for a in accuracy], '.3f')} % | {cell(list(seconds), '.2f')} | {len(runs)} |")
+    lines += [
+        "",
+        f"Ratio of times, pair by pair: median {statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f}). "
+        f"The whole command from a cold start: median {statistics.median(wall):.1f} s of {len(wall)}. {machine()}",
+    ]
+    print("\n".join(lines))
+    if options.write:
+        write_section("Seconds to 99 %", [f"`python benchmarks/time_to_99.py --seeds {options.seeds} --write`", "", *lines])
