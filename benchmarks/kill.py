@@ -129,15 +129,11 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
 
 def words_of(case: str, root: Path, run: str, often: str = OFTEN) -> list[str]:
     recipe, short = CASES[case]
-    words = (
-        f"--config {HERE}/configs/{recipe}.yaml {short} {often} --trainer.default_root_dir {root} --run {run}"
-    )
+    words = f"--config {HERE}/configs/{recipe}.yaml {short} {often} --trainer.default_root_dir {root} --run {run}"
     return words.split()
 
 
-def torment(
-    case: str, root: Path, run: str, kills: int, rng: random.Random, timing: tuple[float, float]
-) -> Counter:
+def torment(case: str, root: Path, run: str, kills: int, rng: random.Random, timing: tuple[float, float]) -> Counter:
     """One run, killed so many times; counts kills by signal, resumes and troubles."""
     start_up, training = timing
     count: Counter = Counter()
@@ -169,9 +165,7 @@ def torment(
         status, hung = process.end(PATIENCE if hit else 300)
         count["hung"] += hung
         if hung:
-            print(
-                f"{process.log}: hung after {signum.name} to {whom} {moment:.2f} s: {process.log.read_text()[-600:]}"
-            )
+            print(f"{process.log}: hung after {signum.name} to {whom} {moment:.2f} s: {process.log.read_text()[-600:]}")
         if hit:
             planned -= 1
             count[signum.name] += 1
@@ -189,9 +183,7 @@ def torment(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="How many, over all recipes.")
     parser.add_argument(
         "--recipes", nargs="+", choices=CASES, default=list(CASES), metavar="RECIPE", help=", ".join(CASES)

@@ -14,7 +14,10 @@ def machine() -> str:
     """Processor, cores that may be used, and the versions that matter; imports none of them."""
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning"))
-    return f"{names[0]}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, {packages}"
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        cores += f", {threads} of them used (OMP_NUM_THREADS)"
+    return f"{names[0]}, {cores}; Python {platform.python_version()}, {packages}"
 
 
 def read_section(heading: str) -> list[str]:

@@ -59,7 +59,10 @@ class Recipe:
     def __init__(self, name: str) -> None:
         self.name = name
         settings = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-        self.model_class, self.model_args = settings["model"]["class_path"], settings["model"].get("init_args", {})
+        self.model_class, self.model_args = (
+            settings["model"]["class_path"],
+            settings["model"].get("init_args", {}),
+        )
         self.data = settings["data"]
         self.epochs = 5 if self.data.get("train_size") else 1  # a timing of 0.4 s would be noise
         digits = read_idx(MNIST, "train")
@@ -202,7 +205,13 @@ def idiomatic(recipe: Recipe) -> Callable[[], float]:
 def project(recipe: Recipe, *extra: str) -> Callable[[], float]:
     def epoch() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            words = ["fit", "--config", str(ROOT / "configs" / f"{recipe.name}.yaml"), "--data.root", str(MNIST)]
+            words = [
+                "fit",
+                "--config",
+                str(ROOT / "configs" / f"{recipe.name}.yaml"),
+                "--data.root",
+                str(MNIST),
+            ]
             words += ["--trainer.max_epochs", str(recipe.epochs), "--trainer.default_root_dir", folder]
             words += ["--trainer.callbacks", "steps.Stopwatch", "--trainer.accelerator", "cpu", *extra]
             words += ["--trainer.num_sanity_val_steps", "0", "--data.test_each_epoch", "false"]
@@ -247,15 +256,23 @@ if __name__ == "__main__":
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    lines = ["| recipe | a/d (at least) | d/b | c/d | b/d | d: s an epoch |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| recipe | a/d (at least) | d/b | c/d | b/d | d: s an epoch |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for name in options.recipes:
         seconds = measure(name, options.ways, options.rounds, options.extra)
         median = f"{statistics.median(seconds['d']):.2f}" if "d" in seconds else ""
         cells = [ratio(seconds, *pair) for pair in ("ad", "db", "cd", "bd")]
-        lines.append(f"| {name} | {cells[0]} ({REQUIRED_A_D[name]}) | {cells[1]} | {cells[2]} | {cells[3]} | {median} |")
+        lines.append(
+            f"| {name} | {cells[0]} ({REQUIRED_A_D[name]}) | {cells[1]} | {cells[2]} | {cells[3]} | {median} |"
+        )
         print(lines[-1], flush=True)
     note = f"Medians of {options.rounds} rounds in turns (smallest–largest), as ratios of times. {machine()}"
     if options.write:
         extra = f" --extra {' '.join(options.extra)}" if options.extra else ""
         command = f"`python benchmarks/steps.py --rounds {options.rounds}{extra}`"
-        write_section("An epoch four ways" + (f" ({' '.join(options.extra)})" if extra else ""), [command, "", note, "", *lines])
+        write_section(
+            "An epoch four ways" + (f" ({' '.join(options.extra)})" if extra else ""),
+            [command, "", note, "", *lines],
+        )

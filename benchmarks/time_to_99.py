@@ -38,7 +38,9 @@ def floats(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     return (digits.images[:, None].float() / 255 - 0.1307) / 0.3081, digits.labels.long()
 
 
-def yardstick(seed: int, train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> tuple[float, float]:
+def yardstick(
+    seed: int, train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[float, float]:
     """Seconds of training and test accuracy of train_mnist_fast."""
     torch.manual_seed(seed)
     net = nn.Sequential(
@@ -110,7 +112,9 @@ if __name__ == "__main__":
     lines = ["| | test accuracy | seconds of training | n |", "| --- | --- | --- | --- |"]
     for name, runs in (("configs/fast.yaml", mine), ("train_mnist_fast, written plainly", theirs)):
         seconds, accuracy = zip(*runs, strict=True)
-        lines.append(f"| {name} | {cell([100 * a for a in accuracy], '.3f')} % | {cell(list(seconds), '.2f')} | {len(runs)} |")
+        lines.append(
+            f"| {name} | {cell([100 * a for a in accuracy], '.3f')} % | {cell(list(seconds), '.2f')} | {len(runs)} |"
+        )
     lines += [
         "",
         f"Ratio of times, pair by pair: median {statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f}). "
@@ -118,4 +122,7 @@ if __name__ == "__main__":
     ]
     print("\n".join(lines))
     if options.write:
-        write_section("Seconds to 99 %", [f"`python benchmarks/time_to_99.py --seeds {options.seeds} --write`", "", *lines])
+        write_section(
+            "Seconds to 99 %",
+            [f"`python benchmarks/time_to_99.py --seeds {options.seeds} --write`", "", *lines],
+        )

@@ -5,6 +5,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,11 @@ def _say(message: str, status: int) -> int:
 Command = Callable[[list[str], Any], None]
 
 
-def _command(function: str, *first: str) -> Command:
-    """A function of commands.py, imported when it is called: with it comes torch."""
+def _command(module: str, function: str, *first: str) -> Command:
+    """A function of a module that is imported when it is called: with it comes torch."""
 
     def run(words: list[str], signals: Any) -> None:
-        from mnist_lightning import commands
-
-        getattr(commands, function)(*first, words, signals)
+        getattr(import_module(f"mnist_lightning.{module}"), function)(*first, words, signals)
 
     return run
 
@@ -136,11 +135,11 @@ def report(words: list[str], signals: Any) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "fit": _command("fit"),
-    "validate": _command("evaluate", "validate"),
-    "test": _command("evaluate", "test"),
-    "predict": _command("evaluate", "predict"),
-    "convert": _command("convert"),
+    "fit": _command("commands", "fit"),
+    "validate": _command("tools.evaluate", "evaluate", "validate"),
+    "test": _command("tools.evaluate", "evaluate", "test"),
+    "predict": _command("tools.evaluate", "evaluate", "predict"),
+    "convert": _command("commands", "convert"),
     "report": report,
 }
 

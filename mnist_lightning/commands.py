@@ -1,46 +1,29 @@
-"""What `fit`, `validate`, `test`, `predict` and `convert` do."""
+"""What `fit` and `convert` do."""
 
-import csv
 import json
-import logging
-import os
+import shutil
 import signal
-import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
 
-from mnist_lightning import __version__, runs
+from mnist_lightning import runs
 from mnist_lightning.cli import PLAIN_FIT, instantiate, option, parse, parser_of, settings_file
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.data.sources import write_text
 from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.models import MODELS
+from mnist_lightning.tools.evaluate import run_stage, tell
 from mnist_lightning.training.callbacks import RunKeeper
-from mnist_lightning.training.checkpoints import (
-    STATE,
-    DurableCheckpointIO,
-    find_checkpoint,
-    load_weights,
-    model_of,
-    read_checkpoint,
-)
+from mnist_lightning.training.checkpoints import STATE, find_checkpoint, read_checkpoint
 from mnist_lightning.training.metrics_csv import MetricsCSV
-from mnist_lightning.training.progress import NetworkSummary, RunProgress
 from mnist_lightning.training.signals import Interrupted, Signals, requeue_slurm_job
-
-console = Console()
-
-# ---------------------------------------------------------------------- fit
+from mnist_lightning.training.trainer import console, make_trainer
 
 
 def fit(words: list[str], signals: Signals) -> None:
@@ -53,16 +36,15 @@ def fit(words: list[str], signals: Signals) -> None:
     base = runs.base_name(config_file, model)
     root = Path(option(words, "--trainer.default_root_dir") or "checkpoints")
     ckpt_path = option(words, "--ckpt_path")
-    folder, file = None, None
     job = runs.job_of(words)
     if ckpt_path is None:
         folder, file = _cut_off(root, words)
-    elif ckpt_path is not None:
-        folder, file = _find(root, run_name, base, ckpt_path)
+    else:
+        folder, file = runs.checkpoint_file(root, run_name, base, ckpt_path)
     checkpoint = read_checkpoint(file) if file is not None else None
-    if file is not None and config_file is None:
+    if file is not None and checkpoint is not None and config_file is None:
         words = [*_settings_of_run(file, root, checkpoint), *words]
-    if model is None and not _names_model(words):
+    if option(words, "--model") is None and not _names_model(words):
         if option(words, "--config") is None:
             parser.set_defaults(PLAIN_FIT | ({} if _computes_in_bf16() else {"trainer.precision": "32-true"}))
         else:
@@ -74,12 +56,12 @@ def fit(words: list[str], signals: Signals) -> None:
     settings = instantiate(parser, config)
     data, model = settings.data, settings.model
 
-    trainer_settings = _quiet_trainer(dict(settings.trainer))
+    trainer_settings = dict(settings.trainer)
     _pass_on(trainer_settings, model, data)
     keeper = RunKeeper(Path(), signals, config.checkpoint.every_n_seconds, config.checkpoint.every_n_steps)
     table = MetricsCSV(Path())
-    trainer = _trainer(trainer_settings, [keeper], fit=True)
-    if checkpoint is not None:
+    trainer = make_trainer(trainer_settings, [keeper], fit=True)
+    if checkpoint is not None and file is not None:
         _check_resumable(file, checkpoint, model, data, trainer)
     data.prepare_data()
     data.setup("fit")
@@ -94,7 +76,7 @@ def fit(words: list[str], signals: Signals) -> None:
             (folder / runs.JOB).write_text(json.dumps(job))
         if checkpoint is None:
             table.path.unlink(missing_ok=True)  # a start that was cut off before its first checkpoint
-        elif checkpoint[STATE]["metrics_csv"]:
+        elif file is not None and checkpoint[STATE]["metrics_csv"]:
             table.rewind(checkpoint[STATE]["metrics_csv"], file.parent / "metrics.csv")
         purge = None if checkpoint is None else checkpoint[STATE]["step"] + 1
         events = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge)
@@ -108,7 +90,7 @@ def fit(words: list[str], signals: Signals) -> None:
         if keeper.last.exists():
             interrupted.told = f"stopped; {keeper.last} has everything: continue with --ckpt_path last"
         if interrupted.signum == signal.SIGUSR1 and trainer.is_global_zero:
-            console.print(requeue_slurm_job(), highlight=False)
+            console.print(requeue_slurm_job(), highlight=False, soft_wrap=True)
         raise
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         if not _is_lightnings(error):
@@ -123,24 +105,9 @@ def fit(words: list[str], signals: Signals) -> None:
             "--trainer.limit_train_batches"
         )
     best = keeper.folder / "best.ckpt"
-    result = _evaluate(trainer, model, data, best if best.exists() else keeper.last, "test")
+    result = run_stage(trainer, model, data, best if best.exists() else keeper.last, "test")
     if trainer.is_global_zero:
-        _report(result, keeper.folder)
-
-
-def _find(root: Path, run_name: str | None, base: str | None, ckpt_path: str) -> tuple[Path | None, Path]:
-    """The run folder to write to (None: a new one) and the checkpoint file that `--ckpt_path` means."""
-    if ckpt_path in ("last", "best"):
-        folder = runs.named_run(root, run_name) if run_name else runs.newest_run(root, base)
-        file, passed = find_checkpoint(folder, ckpt_path)
-        for line in passed:
-            console.print(f"[yellow]{line}[/]", highlight=False)
-        return folder, file
-    file = Path(ckpt_path)
-    if run_name is not None:
-        return (root / run_name if (root / run_name / "config.yaml").exists() else None), file
-    in_run = file.resolve().parent.parent == root.resolve() and (file.parent / "config.yaml").exists()
-    return (file.parent if in_run else None), file
+        tell(result, keeper.folder)
 
 
 def _cut_off(root: Path, words: list[str]) -> tuple[Path | None, Path | None]:
@@ -160,8 +127,11 @@ def _settings_of_run(file: Path, root: Path, checkpoint: dict[str, Any]) -> list
     name = checkpoint[STATE].get("model")
     if name not in MODELS:
         raise UserError(f"{file} holds a model that is not known here: {name!r}; there are {', '.join(MODELS)}")
-    words = ["--model", name]
-    for group, values in (("model", checkpoint["hyper_parameters"]), ("data", checkpoint["datamodule_hyper_parameters"])):
+    words = ["--model", name, "--trainer.precision", str(checkpoint[STATE]["precision"])]
+    for group, values in (
+        ("model", checkpoint["hyper_parameters"]),
+        ("data", checkpoint["datamodule_hyper_parameters"]),
+    ):
         for key, value in values.items():
             if value is not None:
                 words.append(f"--{group}.{key}={value if isinstance(value, str) else json.dumps(value)}")
@@ -186,7 +156,7 @@ def _computes_in_bf16() -> bool:
     """Whether the processor that Lightning will take has bf16 arithmetic; without it, autocast makes a CPU slower."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12 or so
+    abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12 or so
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
@@ -208,8 +178,8 @@ def _check_resumable(file: Path, checkpoint: dict[str, Any], model: Any, data: A
         )
     if state["world_size"] != trainer.world_size and trainer.is_global_zero:
         console.print(
-            f"The checkpoint is of {state['world_size']} processes, this is {trainer.world_size} with as many images in a "
-            "step: the order goes on unchanged; dropout draws anew.", highlight=False,
+            f"The checkpoint is of {state['world_size']} processes, this is {trainer.world_size} with as many images "
+            "step: the order goes on unchanged; dropout draws anew.", highlight=False, soft_wrap=True,
         )  # fmt: skip
     if trainer.max_epochs not in (None, -1) and state["epoch"] > trainer.max_epochs:
         raise UserError(
@@ -244,211 +214,12 @@ def _save_settings(parser: Any, config: Any, data: MNISTDataModule, folder: Path
     kept.data.source = data.source
     text = parser.dump(kept, skip_validation=True)
     note = f"# {data.source} digits" + (" (no MNIST could be had)" if data.download_problem else "")
-    _write_text(f"{note}\n{text}", folder / "config.yaml")
+    runs.write_whole(f"{note}\n{text}", folder / "config.yaml")
 
 
 def _remove_empty_run(folder: Path) -> None:
     """A run that never got to its first checkpoint leaves nothing behind."""
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)
-
-
-# ---------------------------------------------------------------------- validate, test, predict
-
-
-def evaluate(stage: str, words: list[str], signals: Signals) -> None:
-    """Evaluates a checkpoint, by default the best of the newest run."""
-    parser = parser_of(stage)
-    config_file, run_name = option(words, "--config"), option(words, "--run")
-    root = Path(option(words, "--trainer.default_root_dir") or "checkpoints")
-    if {"-h", "--help"} & set(words):
-        parse(parser, words)
-    ckpt_path = option(words, "--ckpt_path")
-    base = runs.base_name(config_file, None)
-    if ckpt_path is None:
-        folder = runs.named_run(root, run_name) if run_name else runs.newest_run(root, base)
-        ckpt_path = "best" if (folder / "best.ckpt").exists() else "last"
-    folder, file = _find(root, run_name, base, ckpt_path)
-    checkpoint = read_checkpoint(file)
-    state, trained_on = checkpoint[STATE], checkpoint["MNISTDataModule"]
-    known = checkpoint["datamodule_hyper_parameters"] | {"source": trained_on["source"]}
-    known["normalize"] = [trained_on["mean"], trained_on["std"]]
-    known["steps_per_block"] = None
-    parser.set_defaults({f"data.{key}": value for key, value in known.items()})
-    config = parse(parser, [word for word in _without_config(words)])
-    settings = instantiate(parser, config)
-    model = model_of(checkpoint, file)
-    trainer = _trainer(_quiet_trainer(dict(settings.trainer)), [_SignalsAgain(signals)])
-    result = _evaluate(trainer, model, settings.data, file, stage)
-    if trainer.is_global_zero:
-        _report(result | {"seed": checkpoint["hyper_parameters"].get("seed")}, folder)
-
-
-def _without_config(words: list[str]) -> list[str]:
-    """`--config` only tells which run is meant: the checkpoint knows its own settings."""
-    kept, skip = [], False
-    for word in words:
-        if word == "--config":
-            skip = True
-        elif skip or word.startswith("--config="):
-            skip = False
-        else:
-            kept.append(word)
-    return kept
-
-
-def _evaluate(trainer: Trainer, model: Any, data: MNISTDataModule, file: Path, stage: str) -> dict[str, Any]:
-    """Loads the weights of `file` and runs a stage over all its images, each counted once."""
-    checkpoint = read_checkpoint(file)
-    load_weights(model, checkpoint, file)
-    split = "val" if stage == "validate" else "test"
-    result = {"source": data.source, "checkpoint": str(file)}
-    if stage == "predict":
-        parts = trainer.predict(model, datamodule=data)
-        if not parts:
-            raise UserError("nothing was predicted: see --trainer.limit_predict_batches")
-        return result | {"source": data.source, "predictions": _gather(trainer, parts), "data": data}
-    if stage == "validate":
-        if not data.hparams["val_size"]:
-            raise UserError(f"{file} was trained on all training images: there are none to validate on; use test")
-        trainer.validate(model, datamodule=data, verbose=False)
-        loaders, batches = trainer.val_dataloaders, trainer.num_val_batches
-    else:
-        trainer.test(model, datamodule=data, verbose=False)
-        loaders, batches = [trainer.test_dataloaders], trainer.num_test_batches
-    if not any(batches):
-        raise UserError(f"no image was evaluated: see --trainer.limit_{split}_batches")
-    images = loaders[0].images_after(batches[0])  # all of them, but for such a limit
-    correct = round(float(trainer.callback_metrics[f"{split}_acc"]) * images)
-    return {
-        "accuracy": correct / images,
-        "loss": float(trainer.callback_metrics[f"{split}_loss"]),
-        "images": images,
-        "correct": correct,
-        **result,
-        "source": data.source,
-        "split": split,
-        "epoch": checkpoint["epoch"],
-        "step": checkpoint["global_step"],
-        "seed": checkpoint["hyper_parameters"].get("seed"),
-        "versions": {"mnist_lightning": __version__, "torch": version("torch"), "lightning": version("lightning")},
-    }
-
-
-def _gather(trainer: Trainer, parts: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions and probabilities of all ranks, in the order of the data set."""
-    mine = (torch.cat([p for p, _ in parts]).cpu(), torch.cat([p for _, p in parts]).cpu())
-    everyone = [mine]
-    if trainer.world_size > 1:
-        everyone = [mine] * trainer.world_size
-        torch.distributed.all_gather_object(everyone, mine)
-    positions, probabilities = (torch.cat(tensors) for tensors in zip(*everyone, strict=True))
-    order = positions.argsort()
-    return positions[order], probabilities[order]
-
-
-def _report(result: dict[str, Any], folder: Path | None) -> None:
-    """The table at the end, and the same in a file of the run folder."""
-    place = folder or Path(result["checkpoint"]).parent
-    if "predictions" in result:
-        _write_predictions(result, place / "predictions.csv")
-        return
-    split = result["split"]
-    kept = {key: value for key, value in result.items() if key != "split"}
-    _write_text(json.dumps(kept, indent=2) + "\n", place / f"{split}.json")
-    table = Table(title=f"{'Test' if split == 'test' else 'Validation'} result", show_header=False, min_width=50)
-    source = result["source"]
-    table.add_row("accuracy", f"[bold]{result['accuracy']:.2%}[/]  ({result['correct']:,} of {result['images']:,} images)")
-    table.add_row("loss", f"{result['loss']:.4f}")
-    table.add_row("images of", "[bold red]SYNTHETIC digits, not MNIST[/]" if source == "synthetic" else source)
-    table.add_row("checkpoint", f"{result['checkpoint']}  (epoch {result['epoch']})")
-    table.add_row("run folder", str(place))
-    console.print(table)
-
-
-def _write_text(text: str, path: Path) -> None:
-    """Writes the file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _write_predictions(result: dict[str, Any], path: Path) -> None:
-    """One row an image of the test set: label, predicted digit, its probability."""
-    positions, probabilities = result["predictions"]
-    best = probabilities.max(1)
-    labels = result["data"].labels("test").cpu()[positions].tolist()
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "label", "prediction", "probability"])
-        for row in zip(positions.tolist(), labels, best.indices.tolist(), best.values.tolist(), strict=True):
-            writer.writerow([*row[:3], f"{row[3]:.6f}"])
-    os.replace(temporary, path)
-    console.print(f"{len(positions):,} predictions for {result['source']} test images: {path}", highlight=False)
-
-
-# ---------------------------------------------------------------------- convert
-
-
-def convert(words: list[str], signals: Signals) -> None:
-    """Writes one split as tab-delimited text: 784 pixel values and the label on a line."""
-    parser = parser_of("convert")
-    config = parse(parser, words)
-    data = instantiate(parser, config).data
-    data.prepare_data()
-    digits = data.read(config.split)
-    if config.rows is not None and not 1 <= config.rows <= len(digits.labels):
-        raise BadSetting(f"--rows is {config.rows}; there are {len(digits.labels)} images")
-    rows = slice(config.rows)
-    write_text(type(digits)(digits.images[rows], digits.labels[rows]), Path(config.output))
-    console.print(f"{len(digits.labels[rows]):,} images of {data.source} written to {config.output}", highlight=False)
-
-
-# ---------------------------------------------------------------------- the Trainer, and what is said
-
-
-def _quiet_trainer(settings: dict[str, Any]) -> dict[str, Any]:
-    """Silences what Lightning says of itself on every start."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (
-        ".*smaller than the logging interval.*",  # it counts blocks; rows are written by steps
-        ".*litlogger.*", ".*litmodels.*",
-        ".*Total length of `list` across ranks is zero.*",  # no validation images, as asked for
-        ".*is not supported by the model summary.*",
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-    ):  # fmt: skip
-        warnings.filterwarnings("ignore", message)
-    return settings
-
-
-def _trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -> Trainer:
-    """The Trainer with the callbacks that the settings ask for, then ours."""
-    asked = settings.pop("callbacks", None) or []
-    callbacks = [*(asked if isinstance(asked, list) else [asked]), *ours]
-    if settings.pop("enable_progress_bar", True) is not False and fit:
-        callbacks.append(RunProgress(console))
-    else:
-        settings["enable_progress_bar"] = False
-    if settings.pop("enable_model_summary", True) is not False and fit:
-        callbacks.append(NetworkSummary(max_depth=2))
-    else:
-        settings["enable_model_summary"] = False
-    if not fit:
-        settings["enable_checkpointing"] = False
-    try:
-        return Trainer(**settings, callbacks=callbacks, logger=False, plugins=[DurableCheckpointIO()])
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise BadSetting(f"--trainer: {str(error).splitlines()[0]}") from error
-
-
-class _SignalsAgain(Callback):
-    """Takes the signals back from Lightning, whose SIGTERM handler can hang several processes."""
-
-    def __init__(self, signals: Signals) -> None:
-        self.on_validation_start = self.on_test_start = self.on_predict_start = lambda *_: signals.install()
 
 
 def _announce(data: MNISTDataModule, model: Any, folder: Path, file: Path | None) -> None:
@@ -463,4 +234,18 @@ def _announce(data: MNISTDataModule, model: Any, folder: Path, file: Path | None
         )
     start = f"continues from {file}" if file else "starts"
     sizes = f"{len(data.labels('train')):,} training images of {data.source}"
-    console.print(f"Run {folder} {start}: {type(model).__name__}, {sizes}", highlight=False)
+    console.print(f"Run {folder} {start}: {type(model).__name__}, {sizes}", highlight=False, soft_wrap=True)
+
+
+def convert(words: list[str], signals: Signals) -> None:
+    """Writes one split as tab-delimited text: 784 pixel values and the label on a line."""
+    parser = parser_of("convert")
+    config = parse(parser, words)
+    data = instantiate(parser, config).data
+    data.prepare_data()
+    digits = data.read(config.split)
+    if config.rows is not None and not 1 <= config.rows <= len(digits.labels):
+        raise BadSetting(f"--rows is {config.rows}; there are {len(digits.labels)} images")
+    rows = slice(config.rows)
+    write_text(type(digits)(digits.images[rows], digits.labels[rows]), Path(config.output))
+    console.print(f"{len(digits.labels[rows]):,} images of {data.source} written to {config.output}", highlight=False, soft_wrap=True)

@@ -5,5 +5,5 @@ class UserError(Exception):
     """Something that the user can put right. Exit status 1."""
 
 
-class BadSetting(UserError):
+class BadSetting(UserError):  # noqa: N818
     """A word of the command line, or of a configuration file, that cannot be right. Exit status 2."""

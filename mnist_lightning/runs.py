@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def hold(folder: Path, patience: float = 3.0) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(descriptor)
-                raise UserError(f"{folder} is being trained by another process: wait, or choose another --run") from None
+                raise UserError(
+                    f"{folder} is being trained by another process: wait, or choose another --run"
+                ) from None
             time.sleep(0.1)
         except OSError:  # a file system without locks
             break
@@ -117,13 +120,33 @@ def new_run(root: Path, base: str, exact: bool) -> Path:
                         f"the run {folder} is there already: continue it with --ckpt_path last, or choose another --run"
                     ) from None
     except OSError as error:
-        raise UserError(f"no run folder can be made in {root}: {error.strerror}; see --trainer.default_root_dir") from error
+        raise UserError(
+            f"no run folder can be made in {root}: {error.strerror}; see --trainer.default_root_dir"
+        ) from error
     raise UserError(f"there are too many runs called {base} in {root}")
 
 
 def _never_began(folder: Path) -> bool:
     """Whether this is a run that was killed before its first checkpoint."""
     return not any(folder.glob("*.ckpt")) and ((folder / "config.yaml").exists() or not any(folder.iterdir()))
+
+
+def checkpoint_file(root: Path, run_name: str | None, base: str | None, ckpt_path: str) -> tuple[Path | None, Path]:
+    """The run folder to write to (None: a new one) and the checkpoint file that `--ckpt_path` means."""
+    from mnist_lightning.training.checkpoints import find_checkpoint
+
+    if ckpt_path in ("last", "best"):
+        folder = named_run(root, run_name) if run_name else newest_run(root, base)
+        file, passed = find_checkpoint(folder, ckpt_path)
+        if is_first_process():
+            for line in passed:
+                print(f"mnist_lightning: {line}", file=sys.stderr)
+        return folder, file
+    file = Path(ckpt_path)
+    if run_name is not None:
+        return (root / run_name if (root / run_name / "config.yaml").exists() else None), file
+    in_run = file.resolve().parent.parent == root.resolve() and (file.parent / "config.yaml").exists()
+    return (file.parent if in_run else None), file
 
 
 def differences(checkpoint: dict[str, Any], model: Any, data: Any, ranks: int, precision: str) -> list[str]:
@@ -159,3 +182,10 @@ def differences(checkpoint: dict[str, Any], model: Any, data: Any, ranks: int, p
 
 def _plain(value: Any) -> Any:
     return list(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Writes the file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -26,9 +26,7 @@ class Result(NamedTuple):
     err: str
 
 
-def write_mnist(
-    folder: Path, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], gz: bool = True
-) -> Path:
+def write_mnist(folder: Path, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], gz: bool = True) -> Path:
     """The four IDX files of these images (uint8 [n, 28, 28]) and labels (uint8 [n])."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (images, labels) in (("train", train), ("t10k", test)):
@@ -93,9 +91,7 @@ def cli(
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # so that it is undone
     monkeypatch.setenv("PL_SEED_WORKERS", "0")
     monkeypatch.delenv("MNIST_ROOT", raising=False)
-    handlers = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    }
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 
     def run(*words: object) -> Result:
         capsys.readouterr()

@@ -12,14 +12,36 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lightning.data.loader import Block, TensorLoader, derived_seed, global_seed
 from mnist_lightning.errors import BadSetting
 
 T = TypeVar("T", int, float)
+FORWARD = 250  # images of one evaluation forward: a CNN of 32 channels takes 40 MB for its activations
+MAY_BE_ZERO = ("dropout", "conv_dropout", "padding")
 STEP_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+
+
+class MeanLoss(Metric):
+    """Mean loss over images. (torchmetrics' MeanMetric loses its weights when it need not look for NaN.)"""
+
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), "sum")
+        self.add_state("images", torch.zeros(()), "sum")
+
+    def update(self, losses: Tensor, sizes: Tensor) -> None:
+        """Mean losses [k] of so many images [k]."""
+        self.total += (losses * sizes).sum()
+        self.images += sizes.sum()
+
+    def compute(self) -> Tensor:
+        return self.total / self.images
 
 
 class DigitClassifier(LightningModule):
@@ -55,15 +77,17 @@ class DigitClassifier(LightningModule):
         self.save_hyperparameters()
         self.hparams["seed"] = global_seed() if seed is None else seed
         self.automatic_optimization = False  # a block holds several optimizer steps
+        if lr < 0:
+            raise BadSetting(f"--model.lr is {lr}; it must not be below 0")
         named(torch.optim, optimizer, Optimizer, "--model.optimizer")
         if scheduler:
             named(lr_scheduler, scheduler, lr_scheduler.LRScheduler, "--model.scheduler")
         self.example_input_array = torch.zeros(1, 1, 28, 28)  # for the summary's shapes
-        self.metrics = nn.ModuleDict()
+        self.metrics: Any = nn.ModuleDict()
         for split in ("train", "val", "test"):
             # the block checks its labels once, when they are read from the file
             self.metrics[f"{split}_acc"] = MulticlassAccuracy(10, average="micro", validate_args=False)
-            self.metrics[f"{split}_loss"] = MeanMetric(nan_strategy="disable")
+            self.metrics[f"{split}_loss"] = MeanLoss()
         self.epoch_results: dict[str, float] = {}  # of the validation at this epoch's end
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -79,7 +103,8 @@ class DigitClassifier(LightningModule):
 
     def training_step(self, block: Block, batch_idx: int) -> dict[str, Tensor]:
         """One optimizer step for each mini-batch of the block -> losses [steps], detached, on the device."""
-        trainer, optimizer, scheduler = self.trainer, self.optimizers(), self._scheduler("step")
+        trainer, scheduler = self.trainer, self._scheduler("step")
+        optimizer: Any = self.optimizers()
         parameters, world_size, device = list(self.parameters()), trainer.world_size, self.device
         clip, targets = self.hparams["gradient_clip_val"], self._targets(block.labels)
         stream = derived_seed(self.hparams["seed"], "steps", trainer.global_rank)
@@ -127,8 +152,8 @@ class DigitClassifier(LightningModule):
             self.trainer.callbacks = callbacks
 
     def _targets(self, labels: Tensor) -> Tensor:
-        """What the loss compares with: the labels [n], or for mse one-hot rows float32 [n, 10]."""
-        return F.one_hot(labels, 10).float() if self.hparams["loss"] == "mse" else labels
+        """What the loss compares with: the labels [n], or for mse one-hot rows [n, 10]."""
+        return F.one_hot(labels, 10).to(self.dtype) if self.hparams["loss"] == "mse" else labels
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean over the images: [n, 10], targets -> []. A rank can have no image at the end of an epoch: then 0."""
@@ -173,7 +198,9 @@ class DigitClassifier(LightningModule):
 
     def _scheduler(self, interval: str) -> Any:
         """The scheduler if this is its interval. Lightning steps none under manual optimization."""
-        return self.lr_schedulers() if interval == self.hparams["scheduler_interval"] else None
+        scheduler = self.lr_schedulers()
+        plateau = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)  # it waits for results, which an epoch has
+        return scheduler if interval == ("epoch" if plateau else self.hparams["scheduler_interval"]) else None
 
     def _rate(self) -> float:
         return self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -198,11 +225,16 @@ class DigitClassifier(LightningModule):
 
     def predict_step(self, block: Block, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Positions in the data set [n] and probabilities [n, 10]."""
-        return block.positions, self.net(block.images).float().softmax(1)
+        return block.positions, self._outputs(block).float().softmax(1)
+
+    def _outputs(self, block: Block) -> Tensor:
+        """Logits [n, 10] of a large batch."""
+        return torch.cat([self.net(images) for images in block.images.split(FORWARD)])
 
     def _evaluate(self, split: str, block: Block) -> None:
-        output = self.net(block.images)
-        self._update(split, output, block.labels, self._loss(output, self._targets(block.labels)).reshape(1), block.sizes)
+        output = self._outputs(block)
+        loss = self._loss(output, self._targets(block.labels))
+        self._update(split, output, block.labels, loss.reshape(1), [len(block)])
 
     def on_validation_epoch_end(self) -> None:
         row: dict[str, float] = {}
@@ -258,9 +290,11 @@ class DigitClassifier(LightningModule):
 def named(module: Any, name: str, base: type, flag: str) -> Any:
     """The subclass of `base` that `module` calls `name`."""
     kinds = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, base) and v is not base}
+    kinds = {k: v for k, v in kinds.items() if k not in ("LBFGS", "SparseAdam")}  # these take no plain step
     if name not in kinds:
-        near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.4) or sorted(kinds)[:1]
-        raise BadSetting(f"{flag}: there is no {name!r}; did you mean {near[0]}?")
+        lower = {kind.lower(): kind for kind in kinds}
+        near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.4) or sorted(lower)[:1]
+        raise BadSetting(f"{flag}: there is no {name!r}; did you mean {lower[near[0]]}?")
     return kinds[name]
 
 
@@ -271,6 +305,8 @@ def activation_layer(name: str) -> nn.Module:
 def per_layer(value: T | list[T], layers: int, name: str) -> list[T]:
     """One value for each layer, from one for all or a list."""
     values = value if isinstance(value, list) else [value] * layers
+    if name not in MAY_BE_ZERO and any(v < 1 for v in values):
+        raise BadSetting(f"--model.{name} is {value}; it must be at least 1")
     if len(values) != layers:
         raise BadSetting(f"--model.{name} has {len(values)} values for {layers} layers: {values}")
     return values

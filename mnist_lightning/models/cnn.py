@@ -49,7 +49,7 @@ class CNN(DigitClassifier):
         layers: list[nn.Module] = []
         width, side = 1, 28  # [n, 1, 28, 28]
         for out, kernel, pad, window, drop in zip(
-            channels,
+            per_layer(channels, stages, "channels"),
             per_layer(kernel_size, stages, "kernel_size"),
             per_layer(padding, stages, "padding"),
             per_layer(pool, stages, "pool"),
@@ -72,7 +72,9 @@ class CNN(DigitClassifier):
                 raise BadSetting("--model: the stages leave nothing of 28x28; pool less or pad more")
         layers.append(nn.Flatten())  # [n, width * side * side]
         width *= side * side
-        for size, drop in zip(hidden, per_layer(dropout, len(hidden), "dropout"), strict=True):
+        for size, drop in zip(
+            per_layer(hidden, len(hidden), "hidden"), per_layer(dropout, len(hidden), "dropout"), strict=True
+        ):
             layers += [nn.Linear(width, size), activation_layer(activation)]
             if drop:
                 layers.append(nn.Dropout(drop))

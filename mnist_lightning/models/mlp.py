@@ -29,7 +29,9 @@ class MLP(DigitClassifier):
         super().__init__(**kwargs)
         layers: list[nn.Module] = [nn.Flatten()]  # [n, 1, 28, 28] -> [n, 784]
         width = 28 * 28
-        for size, drop in zip(hidden, per_layer(dropout, len(hidden), "dropout"), strict=True):
+        for size, drop in zip(
+            per_layer(hidden, len(hidden), "hidden"), per_layer(dropout, len(hidden), "dropout"), strict=True
+        ):
             layers += [nn.Linear(width, size), activation_layer(activation)]
             if drop:
                 layers.append(nn.Dropout(drop))

@@ -53,7 +53,7 @@ def _one_run(folder: Path) -> None:
     console.print(table)
     if result := _result(folder / "test.json"):
         console.print(
-            f"test: {result['accuracy']:.2%} of {result['images']:,} images of {result['source']} ({result['checkpoint']})",
+            f"test: {result['accuracy']:.2%} of {result['images']:,} images of {result['source']}",
             highlight=False,
         )
 

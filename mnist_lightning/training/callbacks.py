@@ -31,7 +31,11 @@ class RunKeeper(Checkpoint):
     """
 
     def __init__(
-        self, folder: Path, signals: Signals, every_n_seconds: float | None = 30.0, every_n_steps: int | None = None
+        self,
+        folder: Path,
+        signals: Signals,
+        every_n_seconds: float | None = 30.0,
+        every_n_steps: int | None = None,
     ) -> None:
         self.folder = folder
         self.signals = signals
@@ -110,7 +114,7 @@ class RunKeeper(Checkpoint):
             self._stop(received)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        received, bad, _ = self._agree(trainer, self.signals.received, 0, False)
+        received, _, _ = self._agree(trainer, self.signals.received, 0, False)
         self._save(trainer, best=self._is_best(trainer))
         if received:
             self._stop(received)
@@ -232,9 +236,7 @@ class RunKeeper(Checkpoint):
         loops = trainer.fit_loop.state_dict()
         started = epoch + 1 if batch else epoch  # Lightning takes it for an interrupted epoch even if done is 0
         for count in ("total", "current"):
-            loops["epoch_progress"][count].update(
-                ready=started, started=started, processed=epoch, completed=epoch
-            )
+            loops["epoch_progress"][count].update(ready=started, started=started, processed=epoch, completed=epoch)
             seen = done if count == "current" else epoch * blocks + done
             loops["epoch_loop.batch_progress"][count].update(ready=seen, started=seen, processed=seen, completed=seen)
             loops["epoch_loop.manual_optimization.optim_step_progress"][count].update(
@@ -243,7 +245,7 @@ class RunKeeper(Checkpoint):
         loops["state_dict"]["combined_loader"] = [{"epoch": epoch, "batch": batch}]
         return loops
 
-    def _gather_train_metrics(self, trainer: Trainer, module: Any) -> dict[str, list[Tensor]]:
+    def _gather_train_metrics(self, trainer: Trainer, module: Any) -> dict[str, Tensor]:
         """The running sums of this epoch's training metrics, on each rank."""
         gathered = {}
         for name in ("train_acc", "train_loss"):
@@ -266,4 +268,3 @@ class RunKeeper(Checkpoint):
             old = getattr(metric, key)
             setattr(metric, key, parts[trainer.global_rank].to(old).reshape(old.shape))
             metric._update_count = 1
-

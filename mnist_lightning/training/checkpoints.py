@@ -90,11 +90,8 @@ PREVIOUS = "previous.ckpt"
 
 def also_known_as(path: Path, also: Path) -> None:
     """Lets `also` mean this checkpoint too, durably."""
-    try:
-        _give_name(path, also)
-        _sync_folder(also.parent)
-    except OSError as error:
-        raise _unwritable(also, error) from error
+    _give_name(path, also)
+    _sync_folder(also.parent)
 
 
 def _give_name(file: Path, name: Path) -> None:
@@ -109,6 +106,8 @@ def _give_name(file: Path, name: Path) -> None:
             with temporary.open("rb+") as copy:
                 os.fsync(copy.fileno())
         os.replace(temporary, name)
+    except OSError as error:
+        raise _unwritable(name, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -16,9 +16,7 @@ class NetworkSummary(RichModelSummary):
     """The layers of the network, without the metrics beside it."""
 
     @staticmethod
-    def summarize(
-        summary_data: list[tuple[str, list[str]]], total_parameters: int, *args: Any, **kwargs: Any
-    ) -> None:
+    def summarize(summary_data: list[tuple[str, list[str]]], total_parameters: int, *args: Any, **kwargs: Any) -> None:
         columns = {name: values for name, values in summary_data if name in ("Name", "Type", "Params", "Out sizes")}
         table = Table(caption=f"{total_parameters:,} parameters", caption_justify="left", caption_style="")
         for name in columns:

@@ -7,7 +7,7 @@ from types import FrameType
 from typing import Any
 
 
-class Interrupted(BaseException):  # noqa: N818  (like KeyboardInterrupt, no error)
+class Interrupted(BaseException):
     """Training or a tool was asked to stop; `signum` says by what."""
 
     def __init__(self, signum: int) -> None:

@@ -71,9 +71,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
             case 3:
                 data[at:at] = rng.randbytes(rng.choice((1, 2, 100)))
             case 4:
-                data[at:at] = rng.choice(
-                    (b"\n", b"\r", b"\t", b"#", b" ", b"-", b"256", b"\0", b"\xff\xfe", b"1e3")
-                )
+                data[at:at] = rng.choice((b"\n", b"\r", b"\t", b"#", b" ", b"-", b"256", b"\0", b"\xff\xfe", b"1e3"))
             case 5:
                 del data[at : at + rng.choice((1, 4, 784))]
             case 6:
@@ -104,9 +102,7 @@ def check(read, size: int, seed: int) -> bool:
     # gzip's buffers and one piece of a file come to 1 MB; text is mostly small objects of one line at a time.
     bound = 2_000_000 + 20 * size
     digits, error, peak, seconds = attempt(read)
-    if (
-        peak > bound
-    ):  # Python's table of interned strings (pathlib adds to it) grows by megabytes, once in a while
+    if peak > bound:  # Python's table of interned strings (pathlib adds to it) grows by megabytes, once in a while
         digits, error, peak, seconds = attempt(read)
     assert peak < bound, f"seed {seed}: {peak} bytes for a file of {size}"
     assert seconds < 2, f"seed {seed}"

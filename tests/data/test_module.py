@@ -50,9 +50,7 @@ def message(error: type[UserError], **options) -> str:
 def test_idx_files(folder: str, source: str, tiny_digits, request: pytest.FixtureRequest):
     data = module(request.getfixturevalue(folder), source=source, val_size=0)
     assert data.source == "mnist"
-    for loader, (images, labels) in zip(
-        (data.train_dataloader(), data.test_dataloader()), tiny_digits, strict=True
-    ):
+    for loader, (images, labels) in zip((data.train_dataloader(), data.test_dataloader()), tiny_digits, strict=True):
         got_images, got_labels = seen(loader)
         assert torch.equal(got_images, images)
         assert torch.equal(got_labels.to(torch.uint8), labels)
@@ -193,14 +191,10 @@ def test_the_seed_sets_the_order_of_training(tiny_mnist: Path):
 
 def normalized(data: MNISTDataModule) -> Tensor:
     """The test images as the network gets them."""
-    return torch.cat(
-        [data.on_after_batch_transfer(block.to("cpu"), 0).images for block in data.test_dataloader()]
-    )
+    return torch.cat([data.on_after_batch_transfer(block.to("cpu"), 0).images for block in data.test_dataloader()])
 
 
-@pytest.mark.parametrize(
-    ("normalize", "expected"), [("none", (0.0, 1.0)), ((0.25, 0.5), (0.25, 0.5)), ("auto", None)]
-)
+@pytest.mark.parametrize(("normalize", "expected"), [("none", (0.0, 1.0)), ((0.25, 0.5), (0.25, 0.5)), ("auto", None)])
 def test_normalize(normalize, expected, tiny_mnist: Path, tiny_digits):
     data = module(tiny_mnist, normalize=normalize)
     pixels = tiny_digits[0][0].double() / 255

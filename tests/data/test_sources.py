@@ -134,9 +134,7 @@ def test_idx_large_plain_file_opens_at_once(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_idx_plain_images_are_file_backed(tmp_path):
-    write_idx(
-        tmp_path, gz=False, train=Digits(torch.ones(40_000, 28, 28, dtype=torch.uint8), some(40_000).labels)
-    )
+    write_idx(tmp_path, gz=False, train=Digits(torch.ones(40_000, 28, 28, dtype=torch.uint8), some(40_000).labels))
 
     def megabytes(kind: str) -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -302,9 +300,7 @@ def test_idx_no_permission(tmp_path):
     assert "cannot be read (Permission denied)" in message(read_idx, tmp_path, "train")
     tmp_path.chmod(0)
     try:
-        assert message(read_idx, tmp_path, "train").startswith(
-            f"{tmp_path} cannot be listed (Permission denied)"
-        )
+        assert message(read_idx, tmp_path, "train").startswith(f"{tmp_path} cannot be listed (Permission denied)")
     finally:
         tmp_path.chmod(0o700)
 
@@ -376,9 +372,7 @@ def test_memory_is_that_of_the_digits(tmp_path):
 
 def qmnist_labels(labels: list[int], columns: int = 8, magic: int = 0xC02) -> bytes:
     rows = [[label, 4, 3, 2, -1, 300_000, 0, 9] for label in labels]
-    return struct.pack(">3I", magic, len(labels), columns) + b"".join(
-        struct.pack(">8i", *row) for row in rows
-    )
+    return struct.pack(">3I", magic, len(labels), columns) + b"".join(struct.pack(">8i", *row) for row in rows)
 
 
 def write_qmnist(folder: Path, labels: bytes, gz: bool) -> None:
@@ -653,9 +647,7 @@ def test_text_write_and_read(tmp_path):
 def test_text_write_fails(tmp_path, monkeypatch):
     path = tmp_path / "digits.tsv"
     write_text(some(2), path)
-    assert "cannot be written (No such file or directory)" in message(
-        write_text, some(1), tmp_path / "no" / "a"
-    )
+    assert "cannot be written (No such file or directory)" in message(write_text, some(1), tmp_path / "no" / "a")
     assert "cannot be written (Not a directory)" in message(write_text, some(1), path / "a")
     assert "cannot be written (Is a directory)" in message(write_text, some(1), tmp_path)
 

@@ -46,8 +46,7 @@ ARTICLES: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
         SIMPLE,
     ),
     "simple_cnn": (
-        "conv 1 32 k3 p1, ReLU, pool 2, conv 32 64 k3 p1, ReLU, pool 2, flatten, "
-        "fc 3136 128, ReLU, fc 128 10",
+        "conv 1 32 k3 p1, ReLU, pool 2, conv 32 64 k3 p1, ReLU, pool 2, flatten, fc 3136 128, ReLU, fc 128 10",
         320 + 18_496 + 401_536 + 1_290,
         ADAM,
         SIMPLE,

@@ -39,9 +39,15 @@ def run(words: list[str], log: Path, moment: str, number: int, signals: tuple[in
     torch.set_num_threads(1)
     if limit := int(env.get("FILE_LIMIT", 0)):  # bytes
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if "NO_LINKS" in env:
+        os.link = no_links
     if moment:
         arm(moment, number, signals)
     sys.exit(main(words))
+
+
+def no_links(*args: Any) -> None:
+    raise OSError("a file system without hard links")
 
 
 def arm(moment: str, number: int, signals: tuple[int, ...]) -> None:

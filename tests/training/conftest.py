@@ -1,11 +1,11 @@
-"""Real training processes, forked from one that has imported everything: a start costs a tenth of a second."""
+"""Starts and ends the processes of processes.py."""
 
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,59 +13,9 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "benchmarks")]  # child.py, kill.py
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "benchmarks")]  # processes.py, child.py, kill.py
 
-# A network with dropout, a scheduler and validation images: 24 steps in 8 blocks an epoch on tiny_mnist.
-NET = (
-    "--model CNN --model.channels=[4] --model.conv_dropout=0.2 --model.dropout2d=true --model.hidden=[16] "
-    "--model.dropout=0.3 --model.lr=0.01 "
-    '--model.scheduler=StepLR --model.scheduler_args={"step_size":20,"gamma":0.8} '
-    "--data.source mnist --data.val_size 60 --data.batch_size 10 --data.steps_per_block 3 "
-    "--trainer.max_epochs 3 --trainer.log_every_n_steps 5 --checkpoint.every_n_steps 5"
-).split()
-PATIENCE = 60  # seconds until a process counts as hanging
-
-
-class Process:
-    """One forked `mnist_lightning` process; its output is in `log`."""
-
-    def __init__(
-        self, words: list[str], log: Path, moment: str, number: int, signals: tuple[int, ...], env: dict[str, str]
-    ) -> None:
-        self.log = log
-        context = multiprocessing.get_context("forkserver")
-        self.process = context.Process(target=_run, args=(words, log, moment, number, signals, env))
-        self.process.start()
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def wait(self, patience: float = PATIENCE) -> int:
-        """The exit status, minus the signal for one that was killed, as subprocess gives it; fails if it hangs."""
-        self.process.join(patience)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-            pytest.fail(f"no end after {patience} s: {self.text()}")
-        return self.process.exitcode
-
-    def wait_for(self, text: str, patience: float = PATIENCE) -> None:
-        """Waits until its output holds this."""
-        deadline = time.monotonic() + patience
-        while text not in self.text():
-            assert self.process.is_alive(), self.text()
-            assert time.monotonic() < deadline, self.text()
-            time.sleep(0.01)
-
-    def text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
-
-
-def _run(*args: Any) -> None:
-    from child import run
-
-    run(*args)
+from processes import Process  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,7 +35,11 @@ def start(tmp_path: Path, tiny_mnist: Path) -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
 
     def begin(
-        *words: object, moment: str = "", number: int = 1, signals: tuple[int, ...] = (signal.SIGKILL,), **env: str
+        *words: object,
+        moment: str = "",
+        number: int = 1,
+        signals: tuple[int, ...] = (signal.SIGKILL,),
+        **env: str,
     ) -> Process:
         given = [*map(str, words), "--trainer.default_root_dir", str(tmp_path / "runs")]
         env = {"MNIST_ROOT": str(tiny_mnist), "COLUMNS": "300", **env}
@@ -96,16 +50,6 @@ def start(tmp_path: Path, tiny_mnist: Path) -> Iterator[Callable[..., Process]]:
     for process in started:
         process.process.kill()
         process.process.join()
-
-
-@pytest.fixture
-def fit(start: Callable[..., Process]) -> Callable[..., Process]:
-    """`fit(*words, …)` is `start("fit", *NET, *words, …)`."""
-
-    def begin(*words: object, **settings: Any) -> Process:
-        return start("fit", *NET, *words, **settings)
-
-    return begin
 
 
 @pytest.fixture
@@ -132,19 +76,18 @@ def ranks(start: Callable[..., Process]) -> Callable[..., list[Process]]:
     return begin
 
 
-def same_run(run: Path, undisturbed: Path) -> None:
-    """The two run folders hold the same bytes, and the same test result."""
-    from kill import differences
+@pytest.fixture(scope="session")
+def undisturbed(tiny_mnist, tmp_path_factory):
+    """Run folders that nobody disturbed, by the words of their command."""
+    made = {}
 
-    assert differences(run, undisturbed) == []
+    def get(start, *words: object) -> Path:
+        if words not in made:
+            process = start("fit", *words, "--run", "whole")
+            assert process.wait() == 0, process.text()
+            folder = tmp_path_factory.mktemp("undisturbed") / "whole"
+            shutil.copytree(process.log.parent / "runs" / "whole", folder)
+            made[words] = folder
+        return made[words]
 
-
-def no_traceback(*processes: Process) -> None:
-    for process in processes:
-        assert "Traceback" not in process.text(), process.text()
-
-
-@pytest.fixture
-def root_only() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: mounts a file system or makes network namespaces")
+    return get

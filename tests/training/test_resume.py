@@ -8,29 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NET, same_run
+from processes import NET, same_run
 
 from mnist_lightning.training.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 INSIDE = ("--trainer.val_check_interval", "0.3")  # validates within the epoch, too
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tiny_mnist, tmp_path_factory):
-    """Run folders that nobody disturbed, by the words of their command."""
-    made = {}
-
-    def get(start, *words: object) -> Path:
-        if words not in made:
-            process = start("fit", *words, "--run", "whole")
-            assert process.wait() == 0, process.text()
-            folder = tmp_path_factory.mktemp("undisturbed") / "whole"
-            shutil.copytree(process.log.parent / "runs" / "whole", folder)
-            made[words] = folder
-        return made[words]
-
-    return get
 
 
 def same_weights(run: Path, undisturbed: Path) -> None:
@@ -139,10 +122,7 @@ def test_resumed_in_another_folder(start, undisturbed, tmp_path):
 )
 def test_another_setting_is_refused_by_name(start, undisturbed, tmp_path, words, named):
     shutil.copytree(undisturbed(start, *NET), tmp_path / "runs" / "a")
-    if words[0] == "--model":
-        settings = ["--data.source", "mnist"]
-    else:
-        settings = NET
+    settings = ["--data.source", "mnist"] if words[0] == "--model" else NET
     process = start("fit", *settings, *words, "--run", "a", "--ckpt_path", "last", "--trainer.max_epochs", "4")
     assert process.wait() == 1
     assert named in process.text()
@@ -181,7 +161,14 @@ def test_a_run_killed_before_its_first_checkpoint_gives_its_name_back(start, tmp
 @pytest.mark.parametrize("recipe", [file.stem for file in sorted((ROOT / "configs").glob("*.yaml"))])
 def test_kills_in_every_recipe(start, undisturbed, tmp_path, recipe):
     """Three kills hit one run: in the middle of an epoch, where it is validated, and in the writing of a checkpoint."""
-    words = ["--config", ROOT / "configs" / f"{recipe}.yaml", "--data.batch_size", "20", "--trainer.max_epochs", "3"]
+    words = [
+        "--config",
+        ROOT / "configs" / f"{recipe}.yaml",
+        "--data.batch_size",
+        "20",
+        "--trainer.max_epochs",
+        "3",
+    ]
     words += ["--data.train_size", "200", "--data.val_size", "60", "--data.steps_per_block", "2"]
     words += ["--checkpoint.every_n_steps", "2", "--trainer.max_steps", "30"]
     whole = undisturbed(start, *words)
@@ -211,7 +198,14 @@ def test_kills_all_along(start, undisturbed, tmp_path, moment, number):
 
 @pytest.mark.slow
 def test_kill_py_finds_no_difference(real_mnist):
-    command = [sys.executable, ROOT / "benchmarks" / "kill.py", "--kills", "4", "--recipes", "nextjournal_cnn"]
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "kill.py",
+        "--kills",
+        "4",
+        "--recipes",
+        "nextjournal_cnn",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "4 kills in" in done.stdout

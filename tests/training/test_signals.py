@@ -5,15 +5,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import NET, no_traceback, same_run
-from test_resume import undisturbed  # noqa: F401  (a fixture)
+from processes import NET, no_traceback, same_run
 
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 @pytest.mark.parametrize("signum", STATUS)
 @pytest.mark.parametrize(("moment", "number"), [("block", 12), ("validation", 1), ("sync", 3), ("epoch end", 3)])
-def test_the_block_is_finished_and_written(start, undisturbed, tmp_path, moment, number, signum):  # noqa: F811
+def test_the_block_is_finished_and_written(start, undisturbed, tmp_path, moment, number, signum):
     process = start("fit", *NET, "--run", "a", moment=moment, number=number, signals=(signum,))
     assert process.wait() == STATUS[signum], process.text()
     last = process.text().splitlines()[-1]
@@ -35,7 +34,7 @@ def test_a_signal_loses_nothing_of_the_block(start, tmp_path):
     assert read_checkpoint(tmp_path / "runs" / "a" / "last.ckpt")["global_step"] == 36
 
 
-def test_a_second_ctrl_c_stops_at_once(start, undisturbed, tmp_path):  # noqa: F811
+def test_a_second_ctrl_c_stops_at_once(start, undisturbed, tmp_path):
     twice = (signal.SIGINT, signal.SIGINT)
     process = start("fit", *NET, "--run", "a", moment="block", number=12, signals=twice)
     assert process.wait() == 130, process.text()
@@ -60,7 +59,7 @@ def test_before_training_there_is_nothing_to_keep(start, tmp_path, signum):
 
 
 @pytest.mark.parametrize("signum", STATUS)
-def test_while_the_test_images_are_evaluated(start, undisturbed, tmp_path, signum):  # noqa: F811
+def test_while_the_test_images_are_evaluated(start, undisturbed, tmp_path, signum):
     process = start("fit", *NET, "--run", "a", moment="test", signals=(signum,))
     assert process.wait() == STATUS[signum], process.text()
     no_traceback(process)
@@ -86,7 +85,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_sigusr1_requeues_and_the_job_goes_on_by_itself(start, undisturbed, slurm, tmp_path):  # noqa: F811
+def test_sigusr1_requeues_and_the_job_goes_on_by_itself(start, undisturbed, slurm, tmp_path):
     words = ("fit", *NET)
     process = start(*words, moment="block", number=12, signals=(signal.SIGUSR1,), **slurm)
     assert process.wait() == 128 + signal.SIGUSR1, process.text()
@@ -124,7 +123,8 @@ def statuses(processes):
 
 
 @pytest.mark.parametrize(
-    ("moment", "number"), [("block", 6), pytest.param("validation", 1, marks=pytest.mark.slow), ("epoch end", 2)]
+    ("moment", "number"),
+    [("block", 6), pytest.param("validation", 1, marks=pytest.mark.slow), ("epoch end", 2)],
 )
 @pytest.mark.parametrize("hit", [(0,), (1,), (0, 1)])
 def test_a_signal_to_any_rank_stops_all_at_the_same_block(ranks, tmp_path, moment, number, hit):

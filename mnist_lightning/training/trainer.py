@@ -1,0 +1,65 @@
+"""The Trainer as this project sets it up: what it says, what watches it, how it writes."""
+
+import logging
+import warnings
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+from mnist_lightning.errors import BadSetting
+from mnist_lightning.training.checkpoints import DurableCheckpointIO
+from mnist_lightning.training.progress import NetworkSummary, RunProgress
+from mnist_lightning.training.signals import Signals
+
+console = Console()
+
+
+def _quiet() -> None:
+    """Silences what Lightning says of itself on every start."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*turning off the (train|val) dataloader shuffling.*",  # --trainer.overfit_batches: so does the data module
+        ".*smaller than the logging interval.*",  # it counts blocks; rows are written by steps
+        ".*litlogger.*", ".*litmodels.*",
+        ".*Total length of `list` across ranks is zero.*",  # no validation images, as asked for
+        ".*is not supported by the model summary.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message)
+
+
+def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -> Trainer:
+    """The Trainer with the callbacks that the settings ask for, then ours."""
+    _quiet()
+    settings = dict(settings)
+    asked = settings.pop("callbacks", None) or []
+    callbacks = [*(asked if isinstance(asked, list) else [asked]), *ours]
+    if settings.pop("enable_progress_bar", True) is not False and fit:
+        callbacks.append(RunProgress(console))
+    else:
+        settings["enable_progress_bar"] = False
+    if settings.pop("enable_model_summary", True) is not False and fit:
+        callbacks.append(NetworkSummary(max_depth=2))
+    else:
+        settings["enable_model_summary"] = False
+    if not fit:
+        settings["enable_checkpointing"] = False
+    try:
+        return Trainer(**settings, callbacks=callbacks, logger=False, plugins=[DurableCheckpointIO()])
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise BadSetting(f"--trainer: {str(error).splitlines()[0]}") from error
+
+
+class SignalsAgain(Callback):
+    """Takes the signals back from Lightning, whose SIGTERM handler can hang several processes."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.signals.install()
+
+    on_test_start = on_predict_start = on_validation_start  # type: ignore[assignment]

@@ -1,0 +1,174 @@
+"""A full disk, a read-only folder, a missing permission: one line, status 1, and the last good checkpoint loads."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import NET, no_traceback, same_run
+
+from mnist_lightning.training.checkpoints import find_checkpoint, read_checkpoint
+
+BIG = ["--model", "MLP", "--model.hidden=[200]", *NET[NET.index("--model.lr=0.01") :]]  # a checkpoint of 1.9 MB
+
+
+def failed_with_one_line(process, named: str) -> None:
+    assert process.wait() == 1, process.text()
+    no_traceback(process)
+    said = [line for line in process.text().splitlines() if line.startswith("mnist_lightning:")]
+    assert len(said) == 1, process.text()
+    assert named in said[0]
+    assert "cannot be written" in said[0]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of so many kB where the runs will lie."""
+    mounted = []
+
+    def mount(kilobytes: int) -> Path:
+        folder = tmp_path / "runs"
+        folder.mkdir(exist_ok=True)
+        words = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """A file that leaves only so many bytes of the file system."""
+    filler = folder / "filler"
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    with filler.open("wb") as file:
+        file.write(bytes(max(0, free - leave)))
+    return filler
+
+
+@pytest.mark.parametrize("every", ["5", "null"])  # steps: in the middle of an epoch; at its end, with best.ckpt
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(start, small_disk, undisturbed, tmp_path, every):
+    words = [*BIG, "--checkpoint.every_n_steps", every]
+    whole = undisturbed(start, *words)
+    runs = small_disk(14_000)
+    stopped = start("fit", *words, "--run", "a", moment="block", number=4, signals=(signal.SIGTERM,))
+    assert stopped.wait() == 143, stopped.text()
+    filler = fill(runs, leave=300_000)
+    failed_with_one_line(start("fit", "--run", "a", "--ckpt_path", "last"), f"{runs}/a/last.ckpt")
+    assert read_checkpoint(runs / "a" / "last.ckpt")["global_step"] == 12
+    assert not list((runs / "a").glob(".*.tmp"))
+    filler.unlink()
+    process = start("fit", "--run", "a", "--ckpt_path", "last")
+    assert process.wait() == 0, process.text()
+    same_run(runs / "a", whole)
+
+
+def test_a_disk_that_is_too_small_from_the_start(start, small_disk):
+    runs = small_disk(500)  # the first checkpoint, without the optimizer's averages, takes 640 kB
+    failed_with_one_line(start("fit", *BIG, "--run", "a"), f"{runs}/a/last.ckpt")
+    assert not (runs / "a").exists()  # nothing had begun
+
+
+def test_best_ckpt_is_only_another_name_and_needs_no_room(start, small_disk):
+    """Room for the three files that there are at most: last, the one before, and the best; a fourth is never needed."""
+    small_disk(4 * 1900 + 300)
+    process = start("fit", *BIG, "--run", "a")
+    assert process.wait() == 0, process.text()
+
+
+def test_no_room_for_best_ckpt_where_files_have_one_name_only(start, small_disk, undisturbed, tmp_path):
+    """On a file system without hard links best.ckpt is a copy."""
+    words = [*BIG, "--checkpoint.every_n_steps", "null"]
+    whole = undisturbed(start, *words)
+    runs = small_disk(14_000)
+    stopped = start("fit", *words, "--run", "a", moment="block", number=4, signals=(signal.SIGTERM,))
+    assert stopped.wait() == 143, stopped.text()
+    filler = fill(runs, leave=3_000_000)  # for last.ckpt of 1.9 MB, not for best.ckpt
+    process = start("fit", "--run", "a", "--ckpt_path", "last", NO_LINKS="1")
+    failed_with_one_line(process, f"{runs}/a/best.ckpt")
+    assert read_checkpoint(runs / "a" / "last.ckpt")["global_step"] == 12
+    filler.unlink()
+    process = start("fit", "--run", "a", "--ckpt_path", "last", NO_LINKS="1")
+    assert process.wait() == 0, process.text()
+    same_run(runs / "a", whole)
+
+
+def test_no_room_for_a_row_of_metrics_csv(start, small_disk, undisturbed, tmp_path):
+    words = [*BIG, "--checkpoint.every_n_steps", "null", "--trainer.log_every_n_steps", "1"]
+    whole = undisturbed(start, *words)
+    runs = small_disk(14_000)
+    stopped = start("fit", *words, "--run", "a", moment="block", number=4, signals=(signal.SIGTERM,))
+    assert stopped.wait() == 143
+    process = start("fit", "--run", "a", "--ckpt_path", "last", moment="block", number=1, signals=(signal.SIGSTOP,))
+    process.wait_for("continues")
+    while "T" not in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+        assert process.process.is_alive()
+    table = runs / "a" / "metrics.csv"
+    table.write_bytes(table.read_bytes() + b"\n" * (4096 - table.stat().st_size % 4096))  # the next row needs a page
+    filler = fill(runs, leave=0)
+    os.kill(process.pid, signal.SIGCONT)
+    failed_with_one_line(process, f"{runs}/a/metrics.csv")
+    assert read_checkpoint(find_checkpoint(runs / "a", "last")[0])["global_step"] == 12
+    filler.unlink()
+    again = start("fit", "--run", "a", "--ckpt_path", "last")
+    assert again.wait() == 0, again.text()
+    same_run(runs / "a", whole)
+
+
+def test_a_limit_on_file_sizes_is_a_full_disk_without_mounting(start, tmp_path):
+    process = start("fit", *BIG, "--run", "a", FILE_LIMIT="1000000")
+    failed_with_one_line(process, "last.ckpt")
+
+
+def test_both_processes_stop_when_the_disk_of_the_first_is_full(ranks, small_disk):
+    runs = small_disk(14_000)
+    words = [*BIG, "--data.batch_size", "5", "--run", "a"]
+    first = ranks(2, "fit", *words, moment_0="block", number_0=4, signals_0=(signal.SIGTERM,))
+    assert [process.wait() for process in first] == [143, 143]
+    fill(runs, leave=300_000)
+    both = ranks(2, "fit", *words, "--ckpt_path", "last")
+    failed_with_one_line(both[0], f"{runs}/a/last.ckpt")
+    assert both[1].wait() == 1
+    no_traceback(*both)
+
+
+def _without_root() -> None:
+    """Gives up root's right to write everywhere (CAP_DAC_OVERRIDE), as a process of its own."""
+    PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1  # noqa: N806
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+
+
+@pytest.mark.parametrize("obstacle", ["permission", "read-only"])
+def test_a_folder_that_may_not_be_written_to(start, small_disk, tiny_mnist, tmp_path, obstacle):
+    """As a person without root's rights: a new process, because a capability is only lost by exec."""
+    runs = small_disk(14_000) if obstacle == "read-only" else tmp_path / "runs"
+    stopped = start("fit", *NET, "--run", "a", moment="block", number=4, signals=(signal.SIGTERM,))
+    assert stopped.wait() == 143, stopped.text()
+    before = (runs / "a" / "last.ckpt").read_bytes()
+    if obstacle == "read-only":
+        done = subprocess.run(["mount", "-o", "remount,ro", str(runs)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"remounting is not permitted here: {done.stderr}")
+    else:
+        (runs / "a").chmod(0o555)
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_lightning", "fit", "--run", "a", "--ckpt_path", "last",
+         "--trainer.default_root_dir", runs],
+        capture_output=True, text=True, check=False, preexec_fn=_without_root, cwd=tmp_path,
+        env={**os.environ, "MNIST_ROOT": str(tiny_mnist)},
+    )  # fmt: skip
+    if obstacle == "permission":
+        (runs / "a").chmod(0o755)
+    assert done.returncode == 1, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("mnist_lightning:")]
+    assert len(said) == 1, done.stderr
+    assert str(runs / "a") in said[0]
+    assert "Traceback" not in done.stderr
+    assert (runs / "a" / "last.ckpt").read_bytes() == before
