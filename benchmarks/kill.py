@@ -32,7 +32,8 @@ CASES = {
     "cnn": ("cnn", "--trainer.max_epochs 4 --trainer.limit_train_batches 30 --data.val_size 3000"),
     "cnn_val_inside": (
         "cnn",
-        "--trainer.max_epochs 2 --trainer.limit_train_batches 60 --data.val_size 2000 --trainer.val_check_interval 0.34",
+        "--trainer.max_epochs 2 --trainer.limit_train_batches 60 --data.val_size 2000 "
+        "--trainer.val_check_interval 0.34",
     ),
     "simple_mlp_ddp": (
         "simple_mlp",
@@ -159,16 +160,15 @@ def torment(case: str, root: Path, run: str, kills: int, rng: random.Random, tim
             time.sleep(moment)
         else:
             process.wait_for_training()
-            moment = rng.uniform(0, training)
+            moment = rng.uniform(0, 0.7 * training)  # of a run that may have come some way already
             time.sleep(moment)
         hit = process.kill(signum, whom)
+        planned = planned - 1 if hit else 0  # too late: the run is complete
         status, hung = process.end(PATIENCE if hit else 300)
         count["hung"] += hung
         if hung:
             print(f"{process.log}: hung after {signum.name} to {whom} {moment:.2f} s: {process.log.read_text()[-600:]}")
-        if hit:
-            planned -= 1
-            count[signum.name] += 1
+        count[signum.name] += hit
         # a signal can come too late (0), before Python listens (-n), or take a child from under the main process
         allowed = {0} if not hit else {0, -signum, *STATUS[signum]} | ({1, -9} if whom != "main" else set())
         if status not in allowed:
@@ -204,12 +204,10 @@ def main() -> int:
             print(process.log.read_text())
             return 1
         count: Counter = Counter()
-        while share > 0:
-            kills = min(share, PER_RUN)
+        while kills := min(PER_RUN, share - sum(count[signum.name] for signum in SIGNALS)):
             run = f"{case}-{count['runs']}"
             count += torment(case, root, run, kills, rng, timing)
             count["runs"] += 1
-            share -= kills
             if found := differences(root / run, root / f"{case}-whole"):
                 count["differences"] += 1
                 print(f"{root / run}: {', '.join(found)} differ", flush=True)
@@ -231,7 +229,8 @@ def main() -> int:
     for case, count in {**table, "**all**": total}.items():
         print(f"| {case} | " + " | ".join(str(count[column]) for column in columns) + " |")
     print(
-        f"{sum(total[s.name] for s in SIGNALS)} kills in {(time.monotonic() - began) / 60:.0f} min, seed {settings.seed}"
+        f"{sum(total[s.name] for s in SIGNALS)} kills in {(time.monotonic() - began) / 60:.0f} min, "
+        f"seed {settings.seed}"
     )
     bad = total["differences"] + total["hung"] + total["wrong status"]
     if settings.keep or bad:

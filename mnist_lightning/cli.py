@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lightning import __version__
-from mnist_lightning.errors import BadSetting, UserError
+from mnist_lightning.errors import BadSetting, UserError, of_another_process
 
 USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-digit classifiers
 
@@ -85,17 +85,10 @@ def main(args: list[str] | None = None) -> int:
     except Interrupted as interrupted:
         return _say(str(interrupted), 128 + interrupted.signum)
     except RuntimeError as error:
-        if debug or not _of_another_process(error):
+        if debug or not of_another_process(error):
             raise
         return _say("another process of this run has ended: see why there, then continue with --ckpt_path last", 1)
     return 0
-
-
-def _of_another_process(error: RuntimeError) -> bool:
-    """Whether a process that computes together with others waited for one that is gone."""
-    from torch.distributed import DistError
-
-    return isinstance(error, DistError) or "gloo" in str(error)
 
 
 def _say(message: str, status: int) -> int:

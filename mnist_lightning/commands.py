@@ -16,11 +16,10 @@ from mnist_lightning import runs
 from mnist_lightning.cli import PLAIN_FIT, instantiate, option, parse, parser_of, settings_file
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.data.sources import write_text
-from mnist_lightning.errors import BadSetting, UserError
-from mnist_lightning.models import MODELS
+from mnist_lightning.errors import BadSetting, UserError, of_another_process
 from mnist_lightning.tools.evaluate import run_stage, tell
 from mnist_lightning.training.callbacks import RunKeeper
-from mnist_lightning.training.checkpoints import STATE, find_checkpoint, read_checkpoint
+from mnist_lightning.training.checkpoints import STATE, check_model, find_checkpoint, read_checkpoint
 from mnist_lightning.training.metrics_csv import MetricsCSV
 from mnist_lightning.training.signals import Interrupted, Signals, requeue_slurm_job
 from mnist_lightning.training.trainer import console, make_trainer
@@ -93,9 +92,19 @@ def fit(words: list[str], signals: Signals) -> None:
             console.print(requeue_slurm_job(), highlight=False, soft_wrap=True)
         raise
     except (MisconfigurationException, RuntimeError, ValueError) as error:
+        if (
+            checkpoint is not None
+            and trainer.global_step <= checkpoint[STATE]["step"]
+            and not of_another_process(error)
+        ):
+            raise UserError(f"{file} cannot be continued: {str(error).splitlines()[0]}") from error
         if not _is_lightnings(error):
             raise
         raise UserError(f"--trainer: {str(error).splitlines()[0]}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        if checkpoint is None or trainer.global_step > checkpoint[STATE]["step"]:
+            raise
+        raise UserError(f"{file} cannot be continued: {type(error).__name__}: {error}") from error
     finally:
         if fresh and folder is not None and not (folder / "last.ckpt").exists():
             _remove_empty_run(folder)
@@ -124,10 +133,8 @@ def _settings_of_run(file: Path, root: Path, checkpoint: dict[str, Any]) -> list
     if own.exists() and file.resolve().parent.parent == root.resolve():
         return ["--config", str(own)]
     # A file from elsewhere: its model and data, as plain values; nothing that could name code.
-    name = checkpoint[STATE].get("model")
-    if name not in MODELS:
-        raise UserError(f"{file} holds a model that is not known here: {name!r}; there are {', '.join(MODELS)}")
-    words = ["--model", name, "--trainer.precision", str(checkpoint[STATE]["precision"])]
+    check_model(checkpoint, file)
+    words = ["--model", checkpoint[STATE]["model"], "--trainer.precision", str(checkpoint[STATE]["precision"])]
     for group, values in (
         ("model", checkpoint["hyper_parameters"]),
         ("data", checkpoint["datamodule_hyper_parameters"]),
@@ -178,7 +185,7 @@ def _check_resumable(file: Path, checkpoint: dict[str, Any], model: Any, data: A
         )
     if state["world_size"] != trainer.world_size and trainer.is_global_zero:
         console.print(
-            f"The checkpoint is of {state['world_size']} processes, this is {trainer.world_size} with as many images "
+            f"The checkpoint is of {state['world_size']} processes, this is {trainer.world_size} with as many images in a "
             "step: the order goes on unchanged; dropout draws anew.", highlight=False, soft_wrap=True,
         )  # fmt: skip
     if trainer.max_epochs not in (None, -1) and state["epoch"] > trainer.max_epochs:
@@ -233,7 +240,7 @@ def _announce(data: MNISTDataModule, model: Any, folder: Path, file: Path | None
             )
         )
     start = f"continues from {file}" if file else "starts"
-    sizes = f"{len(data.labels('train')):,} training images of {data.source}"
+    sizes = f"{len(data.labels('train')):,} training images of {'SYNTHETIC digits' if data.source == 'synthetic' else data.source}"
     console.print(f"Run {folder} {start}: {type(model).__name__}, {sizes}", highlight=False, soft_wrap=True)
 
 
@@ -248,4 +255,8 @@ def convert(words: list[str], signals: Signals) -> None:
         raise BadSetting(f"--rows is {config.rows}; there are {len(digits.labels)} images")
     rows = slice(config.rows)
     write_text(type(digits)(digits.images[rows], digits.labels[rows]), Path(config.output))
-    console.print(f"{len(digits.labels[rows]):,} images of {data.source} written to {config.output}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(digits.labels[rows]):,} images of {data.source} written to {config.output}",
+        highlight=False,
+        soft_wrap=True,
+    )

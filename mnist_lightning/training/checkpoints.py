@@ -185,6 +185,8 @@ def _check_values(checkpoint: Any) -> None:
         if count > VALUES:
             raise ValueError("it has too many values")
         if isinstance(value, dict):
+            if "class_path" in value:  # settings that are read from here must not say what is imported
+                raise ValueError("it names a class")
             todo += [*value.keys(), *value.values()]
         elif isinstance(value, list | tuple):
             todo += value
@@ -193,15 +195,39 @@ def _check_values(checkpoint: Any) -> None:
                 raise ValueError("a tensor is larger than the file")
         elif not isinstance(value, bool | int | float | str | None):
             raise ValueError(f"it holds a {type(value).__name__}")
-    shape = {
-        "state_dict": dict, "hyper_parameters": dict, "datamodule_hyper_parameters": dict, "optimizer_states": list,
-        "lr_schedulers": list, "callbacks": dict, "MNISTDataModule": dict, "epoch": int, "global_step": int,
-    }  # fmt: skip
-    for key, kind in shape.items():
-        if not isinstance(checkpoint.get(key), kind):
-            raise ValueError(f"its {key} is missing or wrong")
-    if not all(isinstance(tensor, Tensor) for tensor in checkpoint["state_dict"].values()):
-        raise ValueError("its state_dict is wrong")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("a number is larger than any that is written")
+    for entries, kinds, place in (
+        (checkpoint, ENTRIES, ""),
+        (checkpoint[STATE], STATE_ENTRIES, f"{STATE}/"),
+        (checkpoint.get("MNISTDataModule"), DATA_ENTRIES, "MNISTDataModule/"),
+    ):
+        if not isinstance(entries, dict):
+            raise ValueError(f"its {place} is missing")
+        for key, kind in kinds.items():
+            if not isinstance(entries.get(key), kind) or (kind is int and entries[key] < 0):
+                raise ValueError(f"its {place}{key} is missing or wrong")
+    tensors = [*checkpoint["state_dict"].values(), *checkpoint[STATE]["train_metrics"].values()]
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise ValueError("its state_dict or train_metrics is wrong")
+    best, table = checkpoint[STATE]["best"], checkpoint[STATE]["metrics_csv"]
+    if best is not None and [type(number) for number in best] != [float, float]:
+        raise ValueError("its best is wrong")
+    if table is not None and not all(isinstance(table.get(key), int) for key in ("bytes", "crc32")):
+        raise ValueError("its metrics_csv is wrong")
+
+
+Maybe = type(None)
+ENTRIES: dict[str, Any] = {
+    "state_dict": dict, "hyper_parameters": dict, "datamodule_hyper_parameters": dict, "optimizer_states": list,
+    "lr_schedulers": list, "callbacks": dict, "MNISTDataModule": dict, "epoch": int, "global_step": int,
+}  # fmt: skip
+STATE_ENTRIES: dict[str, Any] = {
+    "epoch": int, "batch": int, "step": int, "model": str, "precision": str, "global_batch_size": int, "batches": int,
+    "world_size": int, "scheduled_steps": (int, Maybe), "best": (list, tuple, Maybe), "train_metrics": dict,
+    "metrics_csv": (dict, Maybe),
+}  # fmt: skip
+DATA_ENTRIES: dict[str, Any] = {"source": str, "mean": float, "std": float, "fingerprint": str}
 
 
 def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:
@@ -235,15 +261,26 @@ def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:
 
 def model_of(checkpoint: dict[str, Any], path: Path) -> DigitClassifier:
     """The network that a checkpoint describes, with its weights."""
-    name = checkpoint[STATE].get("model")
+    check_model(checkpoint, path)
+    model = MODELS[checkpoint[STATE]["model"]](**checkpoint["hyper_parameters"])
+    load_weights(model, checkpoint, path)
+    return model
+
+
+def check_model(checkpoint: dict[str, Any], path: Path) -> None:
+    """Refuses a description that is not that of the weights, without spending memory on what it describes."""
+    name, settings, weights = checkpoint[STATE]["model"], checkpoint["hyper_parameters"], checkpoint["state_dict"]
     if name not in MODELS:
         raise UserError(f"{path} holds a model that is not known here: {name!r}; there are {', '.join(MODELS)}")
     try:
-        model = MODELS[name](**checkpoint["hyper_parameters"])
-    except (TypeError, ValueError, RuntimeError, UserError) as error:
-        raise UserError(f"{path} describes no {name}: {str(error).splitlines()[0]}") from error
-    load_weights(model, checkpoint, path)
-    return model
+        if any(isinstance(value, list) and len(value) > len(weights) + 5 for value in settings.values()):
+            raise ValueError("more layers than weights")
+        with torch.device("meta"):
+            model = MODELS[name](**settings)
+        model.load_state_dict(weights, assign=True)
+    except Exception as error:  # settings of any kind, given to any constructor
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} describes no {name} of its weights: {reason[:200]}") from error
 
 
 def load_weights(model: DigitClassifier, checkpoint: dict[str, Any], path: Path) -> None:

@@ -17,7 +17,7 @@ INSIDE = ("--trainer.val_check_interval", "0.3")  # validates within the epoch, 
 
 
 def same_weights(run: Path, undisturbed: Path) -> None:
-    """For blocks that were cut elsewhere: an epoch's metrics are summed up block by block, and differ in the last digit."""
+    """For blocks that were cut elsewhere: an epoch's metrics are summed up block by block, in another order."""
     runs = [read_checkpoint(folder / "last.ckpt") for folder in (run, undisturbed)]
     for key in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(runs[0][key], runs[1][key], rtol=0, atol=0)
@@ -77,7 +77,7 @@ def test_without_validation_images_best_is_the_last_even_after_a_kill_at_the_ver
 
 
 def test_max_steps_inside_an_epoch_then_more(start, undisturbed, tmp_path):
-    """Stopping by max_steps at steps 26 (in an epoch's first block) and 31 of 72, then going on, is the run of 72 steps."""
+    """Stopped by max_steps at 26 (in an epoch's first block) and at 31, then going on, it is the run of 72 steps."""
     whole = undisturbed(start, *NET)
     more = ("--ckpt_path", "last", "--trainer.max_steps", -1)
     for words in (("--trainer.max_steps", 26), ("--ckpt_path", "last", "--trainer.max_steps", 31), more):
