@@ -1,6 +1,6 @@
 """Where the time of one optimizer step goes: each piece as Lightning does it and as torch alone does it, in turns.
 
-    python benchmarks/hooks.py --recipe nielsen_mlp
+python benchmarks/hooks.py --recipe nielsen_mlp
 """
 
 import argparse
@@ -71,7 +71,9 @@ if __name__ == "__main__":
     DigitClassifier.training_step = training_step  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         words = ["fit", "--config", str(ROOT / "configs" / f"{options.recipe}.yaml"), "--data.root", str(MNIST)]
-        main([*words, "--trainer.max_epochs", "1", "--trainer.default_root_dir", folder, "--trainer.accelerator", "cpu"])
+        main(
+            [*words, "--trainer.max_epochs", "1", "--trainer.default_root_dir", folder, "--trainer.accelerator", "cpu"]
+        )
     lines = ["| piece of a step | median, µs |", "| --- | --- |"]
     for name, values in SECONDS.items():
         lines.append(f"| {name} | {statistics.median(values) * 1e6:.0f} |")
@@ -81,10 +83,10 @@ if __name__ == "__main__":
         what = [
             "What was found, and what is done about it:",
             "",
-            "- Lightning calls its hooks on every callback three times a step, whether it listens or not: while a block runs,",
-            "  only those callbacks that listen inside a step are left in the list (`_only_listeners`).",
-            "- Each hook call sets an attribute of the module twice; nn.Module looks for parameters in it, a dict does not.",
-            "- `zero_grad` opens a profiler range and groups parameters; setting `.grad` to None in a loop does the same.",
+            "- Lightning calls its hooks on every callback three times a step, whether it listens or not: while a block",
+            "  runs, only those callbacks that listen inside a step are left in the list (`_only_listeners`).",
+            "- Each hook call sets an attribute of the module twice; nn.Module looks for parameters, a dict does not.",
+            "- `zero_grad` opens a profiler range and groups parameters; a loop that sets `.grad` to None does as much.",
             "- Cutting batches, one-hot targets, metrics, logging and the check for NaN are paid once a block.",
             "- Convolutions work in the channels-last layout; Adam steps in one fused kernel.",
         ]

@@ -1,4 +1,4 @@
-"""How long one waits: answers beside `import lightning.pytorch`, in turns, and from the imports to the first step of fit.
+"""How long one waits: answers beside `import lightning.pytorch`, in turns, and fit from its imports to its first step.
 
 python benchmarks/startup.py --rounds 7
 """
@@ -81,8 +81,8 @@ if __name__ == "__main__":
         lines.append(f"| `{name}` | {statistics.median(values):.2f} | {spread} |")
     lines += [
         "",
-        f"Plain `fit` on MNIST reaches its first step {statistics.median(steps):.2f} s ({min(steps):.2f}–{max(steps):.2f}) after "
-        f"its imports. Medians of {options.rounds}. {machine()}",
+        f"Plain `fit` on MNIST reaches its first step {statistics.median(steps):.2f} s "
+        f"({min(steps):.2f}–{max(steps):.2f}) after its imports. Medians of {options.rounds}. {machine()}",
     ]
     print("\n".join(lines))
     if options.write:

@@ -45,7 +45,8 @@ from mnist_lightning.models import MODELS
 ROOT = Path(__file__).parents[1]
 MNIST = Path(os.environ.get("MNIST_ROOT") or ROOT.parent / "shared" / "mnist")
 RECIPES = (
-    "simple_mlp", "nielsen_mlp", "nextjournal_cnn", "fidle_cnn", "simple_cnn", "fidle_cnn2", "fidle_dnn", "mccaffrey_cnn",
+    "simple_mlp", "nielsen_mlp", "nextjournal_cnn", "fidle_cnn",
+    "simple_cnn", "fidle_cnn2", "fidle_dnn", "mccaffrey_cnn",
 )  # fmt: skip
 REQUIRED_A_D = {
     "simple_mlp": 4.0, "nielsen_mlp": 2.5, "nextjournal_cnn": 1.8, "fidle_cnn": 1.4, "simple_cnn": 1.2,
@@ -125,9 +126,7 @@ def article(recipe: Recipe) -> Callable[[], float]:
                 loss = recipe.loss(output, labels)
                 loss.backward()
                 optimizer.step()
-                if recipe.name != "nextjournal_cnn":  # it looks at the loss every 10 batches, the others at each
-                    running += loss.item()
-                elif i % 10 == 0:
+                if recipe.name != "nextjournal_cnn" or i % 10 == 0:  # it looks at the loss every 10 batches
                     running += loss.item()
                 if recipe.name.startswith("fidle"):
                     correct += (output.argmax(1) == labels).sum().item()
@@ -159,7 +158,7 @@ def bare(recipe: Recipe) -> Callable[[], float]:
 
 
 class Stopwatch(Callback):
-    """Seconds from the first epoch's start to the training's end, checkpoints and all. Measures whoever uses it last."""
+    """Seconds from the first epoch's start to the training's end, checkpoints and all."""
 
     seconds = start = 0.0
 

@@ -2,9 +2,9 @@
 
     python benchmarks/time_to_99.py --seeds 10
 
-The yardstick is train_mnist_fast's network and schedule written plainly: conv 24 k5, pool, ReLU, conv 32 k3, pool, ReLU,
-800-256-10; one epoch of Adam (betas .7, .9), batch 256, one cycle to lr .01. Its images are in memory as normalised floats
-before the clock starts. Ours starts from uint8, with bar, metrics, logs and checkpoints on.
+The yardstick is train_mnist_fast's network and schedule written plainly: conv 24 k5, pool, ReLU, conv 32 k3, pool,
+ReLU, 800-256-10; one epoch of Adam (betas .7, .9), batch 256, one cycle to lr .01. Its images are in memory as
+normalised floats before the clock starts. Ours starts from uint8, with bar, metrics, logs and checkpoints on.
 """
 
 import argparse

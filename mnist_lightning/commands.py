@@ -185,8 +185,8 @@ def _check_resumable(file: Path, checkpoint: dict[str, Any], model: Any, data: A
         )
     if state["world_size"] != trainer.world_size and trainer.is_global_zero:
         console.print(
-            f"The checkpoint is of {state['world_size']} processes, this is {trainer.world_size} with as many images in a "
-            "step: the order goes on unchanged; dropout draws anew.", highlight=False, soft_wrap=True,
+            f"The checkpoint is of {state['world_size']} processes, this is {trainer.world_size} with as many images "
+            "in a step: the order goes on unchanged; dropout draws anew.", highlight=False, soft_wrap=True,
         )  # fmt: skip
     if trainer.max_epochs not in (None, -1) and state["epoch"] > trainer.max_epochs:
         raise UserError(
@@ -240,7 +240,8 @@ def _announce(data: MNISTDataModule, model: Any, folder: Path, file: Path | None
             )
         )
     start = f"continues from {file}" if file else "starts"
-    sizes = f"{len(data.labels('train')):,} training images of {'SYNTHETIC digits' if data.source == 'synthetic' else data.source}"
+    source = "SYNTHETIC digits" if data.source == "synthetic" else data.source
+    sizes = f"{len(data.labels('train')):,} training images of {source}"
     console.print(f"Run {folder} {start}: {type(model).__name__}, {sizes}", highlight=False, soft_wrap=True)
 
 

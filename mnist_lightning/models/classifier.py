@@ -302,6 +302,18 @@ def activation_layer(name: str) -> nn.Module:
     return named(nn.modules.activation, name, nn.Module, "--model.activation")()
 
 
+def fully_connected(width: int, hidden: list[int], dropout: float | list[float], activation: str) -> list[nn.Module]:
+    """Layers from [n, width] over the hidden widths to [n, 10]."""
+    layers: list[nn.Module] = []
+    drops = per_layer(dropout, len(hidden), "dropout")
+    for size, drop in zip(per_layer(hidden, len(hidden), "hidden"), drops, strict=True):
+        layers += [nn.Linear(width, size), activation_layer(activation)]
+        if drop:
+            layers.append(nn.Dropout(drop))
+        width = size
+    return [*layers, nn.Linear(width, 10)]
+
+
 def per_layer(value: T | list[T], layers: int, name: str) -> list[T]:
     """One value for each layer, from one for all or a list."""
     values = value if isinstance(value, list) else [value] * layers

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from mnist_lightning.models.classifier import DigitClassifier, activation_layer, per_layer
+from mnist_lightning.models.classifier import DigitClassifier, activation_layer, fully_connected
 
 
 class MLP(DigitClassifier):
@@ -27,16 +27,7 @@ class MLP(DigitClassifier):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        layers: list[nn.Module] = [nn.Flatten()]  # [n, 1, 28, 28] -> [n, 784]
-        width = 28 * 28
-        for size, drop in zip(
-            per_layer(hidden, len(hidden), "hidden"), per_layer(dropout, len(hidden), "dropout"), strict=True
-        ):
-            layers += [nn.Linear(width, size), activation_layer(activation)]
-            if drop:
-                layers.append(nn.Dropout(drop))
-            width = size
-        layers.append(nn.Linear(width, 10))  # -> [n, 10]
+        layers = [nn.Flatten(), *fully_connected(28 * 28, hidden, dropout, activation)]  # [n, 1, 28, 28] -> [n, 10]
         if output_activation:
             layers.append(activation_layer(output_activation))
         self.net = nn.Sequential(*layers)

@@ -53,7 +53,7 @@ class RunProgress(ProgressBar):
                 TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"),
                 console=self.console, auto_refresh=False, transient=True,
             )  # fmt: skip
-            self._task = self._bar.add_task("", text="")
+            self._task = self._bar.add_task(_epoch(trainer), total=100, text="the first steps")
             self._bar.start()
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
