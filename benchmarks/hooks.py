@@ -83,10 +83,10 @@ if __name__ == "__main__":
         what = [
             "What was found, and what is done about it:",
             "",
-            "- Lightning calls its hooks on every callback three times a step, whether it listens or not: while a block",
-            "  runs, only those callbacks that listen inside a step are left in the list (`_only_listeners`).",
-            "- Each hook call sets an attribute of the module twice; nn.Module looks for parameters, a dict does not.",
-            "- `zero_grad` opens a profiler range and groups parameters; a loop that sets `.grad` to None does as much.",
+            "- Lightning calls its hooks on every callback three times a step, whether it listens or not: while a",
+            "  block runs, only those callbacks that listen inside a step are left in the list (`_only_listeners`).",
+            "- Each hook call sets an attribute of the module twice; nn.Module looks for parameters, a dict not.",
+            "- `zero_grad` opens a profiler range and groups parameters; a loop setting `.grad` to None does as much.",
             "- Cutting batches, one-hot targets, metrics, logging and the check for NaN are paid once a block.",
             "- Convolutions work in the channels-last layout; Adam steps in one fused kernel.",
         ]
