@@ -70,10 +70,11 @@ def main(args: list[str] | None = None) -> int:
     if command not in COMMANDS:
         return _say(f"there is no command {command!r}; {_nearest(command, COMMANDS)}", 2)
 
-    from mnist_lightning.training.signals import Interrupted, Signals
+    from mnist_lightning.training.signals import Interrupted, Signals, end_with_the_first
 
     signals = Signals()
     signals.install()
+    end_with_the_first()
     try:
         COMMANDS[command](words, signals)
     except (UserError, OSError) as error:

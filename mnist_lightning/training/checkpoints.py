@@ -68,6 +68,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, also: Path | None =
     buffer.write(MARK + digest.encode())
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        temporary.unlink(missing_ok=True)  # one left by a killed process can be a second name of best.ckpt
         with temporary.open("wb") as file:
             file.write(buffer.getbuffer())
             file.flush()

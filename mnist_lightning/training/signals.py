@@ -1,8 +1,10 @@
 """Signals wait for the end of a block, so that what is written when they come is whole."""
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 from types import FrameType
 from typing import Any
 
@@ -38,6 +40,17 @@ class Signals:
             self.received = signum
             raise Interrupted(signum)
         self.received = self.received or signum
+
+
+def end_with_the_first() -> None:
+    """A process that Lightning started for another rank ends when the first does, however that ended.
+
+    It could otherwise wait for the first for half an hour. (torchrun and Slurm look after their processes themselves.)
+    """
+    others = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ)
+    if sys.platform == "linux" and os.environ.get("LOCAL_RANK", "0") != "0" and not others:
+        PR_SET_PDEATHSIG = 1  # noqa: N806
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def requeue_slurm_job() -> str:

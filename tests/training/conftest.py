@@ -15,6 +15,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "benchmarks")]  # processes.py, child.py, kill.py
 
+pytest.register_assert_rewrite("processes")
 from processes import Process  # noqa: E402
 
 

@@ -59,6 +59,15 @@ def test_the_one_before_lives_on_and_best_is_a_second_name(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
+def test_what_a_killed_process_left_is_not_written_into(tmp_path):
+    """Killed after best.ckpt had its name and before last.ckpt had: the temporary file is best.ckpt itself."""
+    write_checkpoint(content(1), tmp_path / "best.ckpt")
+    os.link(tmp_path / "best.ckpt", tmp_path / ".last.ckpt.tmp")
+    write_checkpoint(content(2), tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "best.ckpt")["global_step"] == 1
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
+
+
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("failing", ["open", "write", "fsync", "replace"])
 def test_a_failure_at_any_point_leaves_a_good_checkpoint(tmp_path, monkeypatch, failing, links):

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
+import kill
 import pytest
 from processes import NET, no_traceback, same_run
 
@@ -165,3 +167,17 @@ def test_a_rank_that_is_gone_ends_the_others_with_one_line(ranks, tmp_path, kill
     no_traceback(*processes)
     if killed == 1:
         assert processes[0].text().splitlines()[-1].startswith("mnist_lightning: another process of this run has ended")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["Run ", "epoch 1/"])
+def test_what_lightning_started_ends_with_the_process_that_started_it(tiny_mnist, tmp_path, moment):
+    """Killed while the other one still starts up, too, when it would wait for half an hour."""
+    words = [*NET, "--data.root", tiny_mnist, "--trainer.default_root_dir", tmp_path, "--trainer.max_epochs", "1000"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    training = kill.Training(list(map(str, words)), tmp_path / "log")
+    while moment not in training.log.read_text() or len(training.members()) < 2:
+        assert training.process.poll() is None, training.log.read_text()
+        time.sleep(0.05)
+    assert training.kill(signal.SIGKILL, "main")
+    assert training.end(patience=10) == (-signal.SIGKILL, False)
