@@ -20,6 +20,7 @@ from mnist_lightning.errors import BadSetting
 
 T = TypeVar("T", int, float)
 FORWARD = 250  # images of one evaluation forward: a CNN of 32 channels takes 40 MB for its activations
+SMALL_STEP = 2_000_000  # images times parameters of a step
 MAY_BE_ZERO = ("dropout", "conv_dropout", "padding")
 STEP_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
 
@@ -110,7 +111,7 @@ class DigitClassifier(LightningModule):
         stream = derived_seed(self.hparams["seed"], "steps", trainer.global_rank)
         first, last = trainer.global_step, trainer.max_steps
         losses, outputs, rates = [], [], []
-        with self._only_listeners():
+        with self._only_listeners(), self._few_threads(block):
             for step, (images, target, share) in enumerate(block.split(targets), first):
                 if step == last:
                     break
@@ -150,6 +151,17 @@ class DigitClassifier(LightningModule):
             yield
         finally:
             self.trainer.callbacks = callbacks
+
+    @contextmanager
+    def _few_threads(self, block: Block) -> Iterator[None]:
+        """One CPU thread for steps so small that to wake a second costs more than it helps."""
+        threads = torch.get_num_threads()
+        if block.sizes[0] * sum(parameter.numel() for parameter in self.net.parameters()) < SMALL_STEP:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def _targets(self, labels: Tensor) -> Tensor:
         """What the loss compares with: the labels [n], or for mse one-hot rows [n, 10]."""
