@@ -23,6 +23,7 @@ from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
+MNIST = HERE.parent / "shared" / "mnist"  # where the variable MNIST_ROOT is unset
 DDP = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"
 OFTEN = "--checkpoint.every_n_steps 5 --data.steps_per_block 2 --trainer.enable_model_summary false"
 # A recipe, and what makes a few seconds of it.
@@ -58,7 +59,8 @@ class Training:
                 [sys.executable, "-m", "mnist_lightning", "fit", *words],
                 stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=HERE,
                 # one thread: what is measured is not the fight for the processors
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
+                env={"MNIST_ROOT": str(MNIST), **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
+                     "COLUMNS": "200"},
             )  # fmt: skip
 
     def wait_for_training(self) -> float:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,14 @@ def workers(agent: int) -> list[int]:
     return list(map(int, children.read_text().split())) if children.exists() else []
 
 
+def end(agent: subprocess.Popen) -> None:
+    """Kills an agent and its workers, which are in sessions of their own."""
+    for pid in [*workers(agent.pid), agent.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    agent.wait()
+
+
 def wait_for(condition, patience: float = 120.0) -> None:
     deadline = time.monotonic() + patience
     while not condition():
@@ -168,8 +177,7 @@ def test_a_rank_killed_under_torchrun_comes_back_and_the_end_is_the_same(tiny_mn
         os.kill(workers(agent.pid)[-1], signal.SIGKILL)
         assert agent.wait(180) == 0, log.read_text()
     finally:
-        if agent.poll() is None:
-            os.killpg(agent.pid, signal.SIGKILL)
+        end(agent)
     assert "continues from" in " ".join(log.read_text().split())
     same_run(tmp_path / "a", tmp_path / "whole")
 
@@ -240,7 +248,7 @@ def test_two_nodes_one_cut_off_and_restored(two_nodes, tiny_mnist, tmp_path):
         started += [node(0, "a"), node(1, "a")]
         wait_for(lambda: steps_of(tmp_path / "a") > 100 or started[2].poll() is not None)
         cable("down")
-        os.killpg(started[3].pid, signal.SIGKILL)
+        end(started[3])
         time.sleep(1)
         cable("up")
         started.append(node(1, "a"))
@@ -248,6 +256,5 @@ def test_two_nodes_one_cut_off_and_restored(two_nodes, tiny_mnist, tmp_path):
         assert started[4].wait(30) == 0, logs("a")
     finally:
         for agent in started:
-            if agent.poll() is None:
-                os.killpg(agent.pid, signal.SIGKILL)
+            end(agent)
     same_run(tmp_path / "a", tmp_path / "whole")
