@@ -22,6 +22,7 @@ def _quiet() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
         ".*turning off the (train|val) dataloader shuffling.*",  # --trainer.overfit_batches: so does the data module
+        ".*sync_dist=True.*",  # what is logged has been synchronised by torchmetrics
         ".*smaller than the logging interval.*",  # it counts blocks; rows are written by steps
         ".*litlogger.*", ".*litmodels.*",
         ".*Total length of `list` across ranks is zero.*",  # no validation images, as asked for
