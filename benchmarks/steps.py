@@ -1,4 +1,4 @@
-"""One epoch of each recipe four ways, in turns, in one process a recipe.
+"""One epoch of each recipe four ways, in turns, each way in a process of its own.
 
     python benchmarks/steps.py                        # all eight recipes, 5 rounds: about an hour on 2 cores
     python benchmarks/steps.py --recipes simple_mlp --ways bd --rounds 9
@@ -10,8 +10,6 @@
 """
 
 import argparse
-import contextlib
-import io
 import logging
 import os
 import statistics
@@ -37,6 +35,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from results import machine, write_section
+from turns import Side, answer
 
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read_idx
@@ -229,15 +228,15 @@ WAYS = {"a": article, "b": bare, "c": idiomatic, "d": project}
 
 def measure(name: str, ways: str, rounds: int, extra: list[str]) -> dict[str, list[float]]:
     """Seconds an epoch of each way in each round; the order turns, so that no way has the quiet moments."""
-    recipe = Recipe(name)
-    epochs = {way: WAYS[way](recipe, *extra) if way == "d" else WAYS[way](recipe) for way in ways}
+    sides = {way: Side(__file__, "--recipes", name, "--side", way, "--extra", *extra) for way in ways}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(rounds + 1):
         for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                taken = epochs[way]() / recipe.epochs
+            taken = sides[way].measure(turn)
             if turn:  # the first round warms up
                 seconds[way].append(taken)
+    for side in sides.values():
+        side.end()
     return seconds
 
 
@@ -253,11 +252,17 @@ if __name__ == "__main__":
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--ways", default="abcd")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--side", choices=WAYS, help="measure this way for each line of standard input")
     parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="more settings for (d), last")
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if options.side:
+        recipe = Recipe(options.recipes[0])
+        epoch = WAYS[options.side](recipe, *(options.extra if options.side == "d" else ()))
+        answer(lambda turn: epoch() / recipe.epochs)
+        raise SystemExit
     lines = [
         "| recipe | a/d (at least) | d/b | c/d | b/d | d: s an epoch |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -1,4 +1,4 @@
-"""Seconds to 99 %: configs/fast.yaml beside train_mnist_fast, in turns, in one process.
+"""Seconds to 99 %: configs/fast.yaml beside train_mnist_fast, in turns, each in a process of its own.
 
     python benchmarks/time_to_99.py --seeds 10
 
@@ -8,8 +8,6 @@ normalised floats before the clock starts. Ours starts from uint8, with bar, met
 """
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import statistics
@@ -28,6 +26,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from results import machine, write_section
 from steps import MNIST, ROOT
+from turns import Side, answer
 
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read_idx
@@ -38,9 +37,7 @@ def floats(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     return (digits.images[:, None].float() / 255 - 0.1307) / 0.3081, digits.labels.long()
 
 
-def yardstick(
-    seed: int, train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[float, float]:
+def yardstick(seed: int, train: tuple[torch.Tensor, ...], test: tuple[torch.Tensor, ...]) -> tuple[float, float]:
     """Seconds of training and test accuracy of train_mnist_fast."""
     torch.manual_seed(seed)
     net = nn.Sequential(
@@ -73,9 +70,7 @@ def words(seed: int, folder: str) -> list[str]:
 
 def ours(seed: int, folder: str) -> tuple[float, float]:
     """The same of configs/fast.yaml."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        status = main([*words(seed, folder), "--trainer.callbacks", "steps.Stopwatch"])
-    if status != 0:
+    if main([*words(seed, folder), "--trainer.callbacks", "steps.Stopwatch"]) != 0:
         raise SystemExit("fit failed")
     accuracy = json.loads((Path(folder) / f"seed{seed}" / "test.json").read_text())["accuracy"]
     return sys.modules["steps"].Stopwatch.seconds, accuracy
@@ -96,17 +91,27 @@ def cell(values: list[float], form: str) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--side", choices=("yardstick", "ours"), help="measure it for each seed on standard input")
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args()
-    train, test = floats("train"), floats("test")
-    theirs, mine, wall = [], [], []
+    if options.side == "yardstick":
+        digits = floats("train"), floats("test")
+        answer(lambda seed: yardstick(seed, *digits))
+        raise SystemExit
+    theirs, mine = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(-1, options.seeds):
-            pair = yardstick(max(seed, 0), train, test), ours(seed if seed >= 0 else 1000, folder)
-            if seed >= 0:  # the first round warms up
+        if options.side == "ours":
+            answer(lambda seed: ours(seed, folder))
+            raise SystemExit
+        sides = [Side(__file__, "--side", side) for side in ("yardstick", "ours")]
+        for seed in (1000, *range(options.seeds)):
+            pair = [side.measure(seed) for side in sides]
+            if seed != 1000:  # the first round warms up
                 theirs.append(pair[0])
                 mine.append(pair[1])
                 print(seed, *(f"{seconds:.2f} s {accuracy:.2%}" for seconds, accuracy in pair), flush=True)
+        for side in sides:
+            side.end()
         wall = [cold(2000 + turn, folder) for turn in range(3)]
     ratios = [own / other for (own, _), (other, _) in zip(mine, theirs, strict=True)]
     lines = ["| | test accuracy | seconds of training | n |", "| --- | --- | --- | --- |"]

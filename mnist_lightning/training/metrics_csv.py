@@ -54,13 +54,11 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def position(self) -> dict[str, int]:
-        """How much of the table there is, once it is safely on disk: what a checkpoint remembers of it."""
+        """How much of the table there is: what a checkpoint remembers of it."""
         if not self.path.exists():
             return {"bytes": 0, "crc32": 0}
         try:
-            with self.path.open("rb") as file:
-                data = file.read()
-                os.fsync(file.fileno())
+            data = self.path.read_bytes()
         except OSError as error:
             raise UserError(_unwritable(self.path, error)) from error
         return {"bytes": len(data), "crc32": zlib.crc32(data)}

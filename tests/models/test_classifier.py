@@ -102,7 +102,7 @@ def test_max_steps_ends_the_training_inside_a_block(train, steps_per_block: int,
 
 
 def by_hand(
-    root: Path, model: DigitClassifier, optimizer: torch.optim.Optimizer, epochs: int, mse: bool
+    root: Path, model: DigitClassifier, optimizer: torch.optim.Optimizer, epochs: int, mse: bool, smoothing: float = 0.0
 ) -> list[float]:
     """The articles' own loop, on the same images in the same order; the loss of each step."""
     images, labels = read_idx(root, "train")
@@ -116,12 +116,13 @@ def by_hand(
         for batch in order.order(epoch).split(32):
             optimizer.zero_grad()
             output, target = model.net(pixels[batch]), labels[batch].long()
+            one_hot = torch.zeros(len(batch), 10)
+            one_hot[torch.arange(len(batch)), target] = 1
             if mse:
-                one_hot = torch.zeros(len(batch), 10)
-                one_hot[torch.arange(len(batch)), target] = 1
                 loss = ((output - one_hot) ** 2).mean()
             else:
-                loss = -output.log_softmax(1)[torch.arange(len(batch)), target].mean()
+                wanted = (1 - smoothing) * one_hot + smoothing / 10
+                loss = -(output.log_softmax(1) * wanted).sum(1).mean()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -141,6 +142,15 @@ def test_training_is_a_loop_written_by_hand(train, tiny_mnist: Path, optimizer, 
     assert [float(row["train_loss_step"]) for row in rows if row["train_loss_step"]] == pytest.approx(losses, abs=2e-6)
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert (ours - theirs).abs().max() < 2e-6
+
+
+def test_label_smoothing_is_for_training_only(train, tiny_mnist: Path):
+    model, trainer, rows = train(3, label_smoothing=0.2)
+    torch.manual_seed(1)
+    plain = MLP(hidden=[16])
+    losses = by_hand(tiny_mnist, plain, torch.optim.Adam(plain.parameters()), epochs=1, mse=False, smoothing=0.2)
+    assert [float(row["train_loss_step"]) for row in rows if row["train_loss_step"]] == pytest.approx(losses, abs=2e-6)
+    assert float(rows[-1]["val_loss"]) == pytest.approx(validation_by_hand(model, trainer)[0], abs=1e-6)
 
 
 def test_an_epochs_row_says_where_it_stands(train):
@@ -164,14 +174,21 @@ def test_an_epochs_loss_is_the_mean_over_its_images(train):
         assert mean == pytest.approx((sum(whole) * 32 + last * 26) / 250, abs=1e-6)
 
 
-def test_validation_rows_are_what_the_network_does(train):
-    model, trainer, rows = train(max_epochs=1)
+def validation_by_hand(model: DigitClassifier, trainer: Trainer) -> tuple[float, float]:
+    """Loss and accuracy."""
     data = trainer.datamodule
     [block] = [data.on_after_batch_transfer(block.to("cpu"), 0) for block in data.val_dataloader()[0]]
     with torch.no_grad():
         output = model.eval()(block.images)
-    assert float(rows[-1]["val_loss"]) == pytest.approx(F.cross_entropy(output, block.labels).item(), abs=1e-6)
-    assert float(rows[-1]["val_acc"]) == pytest.approx((output.argmax(1) == block.labels).double().mean().item())
+    accuracy = (output.argmax(1) == block.labels).double().mean().item()
+    return F.cross_entropy(output, block.labels).item(), accuracy
+
+
+def test_validation_rows_are_what_the_network_does(train):
+    model, trainer, rows = train(max_epochs=1)
+    loss, accuracy = validation_by_hand(model, trainer)
+    assert float(rows[-1]["val_loss"]) == pytest.approx(loss, abs=1e-6)
+    assert float(rows[-1]["val_acc"]) == pytest.approx(accuracy)
 
 
 # ---------------------------------------------------------------------- dropout

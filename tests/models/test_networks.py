@@ -36,6 +36,7 @@ def test_mlp():
         ({"channels": [3], "kernel_size": 5, "pool": 1}, 3 * 24 * 24),
         ({"channels": [3, 7], "pool": [2, 1], "padding": [1, 0]}, 7 * 12 * 12),
         ({"channels": [3, 7], "kernel_size": [5, 3], "pool": [1, 3]}, 7 * 7 * 7),  # 24, 22, a third
+        ({"channels": [3], "padding": -2, "kernel_size": 5}, 3 * 10 * 10),  # 24, 20, halved
         ({"channels": []}, 784),
     ],
 )
@@ -70,6 +71,8 @@ def test_cnn_knows_the_size_that_its_stages_leave(options: dict[str, Any], flat:
             "--model: the stages leave nothing of 28x28; pool less or pad more",
         ),
         (CNN, {"channels": [4] * 4}, "--model: the stages leave nothing of 28x28; pool less or pad more"),
+        (MLP, {"label_smoothing": 1.0}, "--model.label_smoothing is 1.0; it is from 0 to 1, and for cross_entropy"),
+        (MLP, {"label_smoothing": 0.1, "loss": "mse"}, "--model.label_smoothing is 0.1; it is"),
         (MLP, {"activation": "Relu"}, "--model.activation: there is no 'Relu'; did you mean ReLU?"),
         (MLP, {"optimizer": "adam"}, "--model.optimizer: there is no 'adam'; did you mean Adam?"),
         (MLP, {"optimizer": "Optimizer"}, "--model.optimizer: there is no 'Optimizer'; did you mean "),
@@ -86,6 +89,15 @@ def test_per_layer():
     assert per_layer(3, 2, "kernel_size") == [3, 3]
     assert per_layer([3, 5], 2, "kernel_size") == [3, 5]
     assert per_layer(0.5, 0, "dropout") == []
+
+
+def test_negative_padding_crops():
+    images = torch.rand(2, 1, 28, 28)
+    cropped = images.clone()
+    for edge in (slice(0, 2), slice(26, 28)):
+        cropped[:, :, edge], cropped[..., edge] = 7, 7
+    model = CNN(channels=[3], padding=-2).eval()
+    assert torch.equal(model(images), model(cropped))
 
 
 def test_dropout_is_off_when_evaluating():

@@ -1,6 +1,7 @@
 """Checkpoints are written whole or not at all, checked before use, found again, and never run anything."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ from processes import NET
 
 from mnist_lightning.errors import UserError
 from mnist_lightning.training import checkpoints
-from mnist_lightning.training.checkpoints import STATE, find_checkpoint, load_model, read_checkpoint, write_checkpoint
+from mnist_lightning.training.checkpoints import (
+    STATE,
+    DurableCheckpointIO,
+    find_checkpoint,
+    load_model,
+    plain,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 
 def content(step: int = 1) -> dict:
@@ -41,7 +50,8 @@ def test_equal_content_gives_equal_files(tmp_path):
 
 
 def test_a_view_is_written_without_the_tensor_behind_it(tmp_path):
-    write_checkpoint({**content(), "state_dict": {"net.weight": torch.zeros(1_000_000)[:10]}}, tmp_path / "last.ckpt")
+    checkpoint = {**content(), "state_dict": {"net.weight": torch.zeros(1_000_000)[:10]}}
+    write_checkpoint(plain(checkpoint), tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").stat().st_size < 10_000
 
 
@@ -283,3 +293,28 @@ def test_weights_that_become_infinite_at_an_epochs_end_are_not_saved(cli, tiny_m
     assert result.status == 1
     assert "epoch 2 at step 48" in result.err
     assert read_checkpoint(tmp_path / "checkpoints" / "a" / "last.ckpt")["global_step"] == 24
+
+
+# ---------------------------------------------------------------------- in a thread, while the training goes on
+
+
+def test_a_checkpoint_holds_the_weights_of_its_moment(tmp_path, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr(checkpoints, "write_checkpoint", lambda *args: (go_on.wait(), write_checkpoint(*args)))
+    io, checkpoint = DurableCheckpointIO(), content()
+    io.save_checkpoint(checkpoint, tmp_path / "last.ckpt")
+    assert not (tmp_path / "last.ckpt").exists()
+    checkpoint["state_dict"]["net.weight"] += 1
+    go_on.set()
+    io.wait()
+    written = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]["net.weight"]
+    assert torch.equal(written, content()["state_dict"]["net.weight"])
+
+
+def test_a_failure_to_write_is_told_once_by_whoever_waits(tmp_path):
+    io = DurableCheckpointIO()
+    (tmp_path / "last.ckpt").mkdir()
+    io.save_checkpoint(content(), tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="cannot be written"):
+        io.save_checkpoint(content(), tmp_path / "last.ckpt")
+    io.teardown()
