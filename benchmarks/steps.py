@@ -277,9 +277,8 @@ if __name__ == "__main__":
         print(lines[-1], flush=True)
     note = f"Medians of {options.rounds} rounds in turns (smallest–largest), as ratios of times. {machine()}"
     if options.write:
-        extra = f" --extra {' '.join(options.extra)}" if options.extra else ""
-        command = f"`python benchmarks/steps.py --rounds {options.rounds}{extra}`"
+        command = " ".join(["python benchmarks/steps.py", *(word for word in sys.argv[1:] if word != "--write")])
         write_section(
-            "An epoch four ways" + (f" ({' '.join(options.extra)})" if extra else ""),
-            [command, "", note, "", *lines],
+            "An epoch four ways" + (f" ({' '.join(options.extra)})" if options.extra else ""),
+            [f"`{command}`", "", note, "", *lines],
         )

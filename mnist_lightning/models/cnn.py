@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from mnist_lightning.errors import BadSetting
-from mnist_lightning.models.classifier import DigitClassifier, activation_layer, fully_connected, per_layer
+from mnist_lightning.models.classifier import DigitClassifier
+from mnist_lightning.models.layers import activation_layer, fully_connected, per_layer
 
 Part = Literal["conv", "norm", "activation", "pool", "dropout"]
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from mnist_lightning.models.classifier import DigitClassifier, activation_layer, fully_connected
+from mnist_lightning.models.classifier import DigitClassifier
+from mnist_lightning.models.layers import activation_layer, fully_connected
 
 
 class MLP(DigitClassifier):

@@ -8,7 +8,7 @@ from torch import nn
 
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models import CNN, MLP, DigitClassifier
-from mnist_lightning.models.classifier import per_layer
+from mnist_lightning.models.layers import per_layer
 
 
 def shapes(model: DigitClassifier) -> list[tuple[int, ...]]:
