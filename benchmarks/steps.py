@@ -259,6 +259,8 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     if options.side:
+        if options.side in "ab":  # a loop without Lightning has not got this switch of its, 0.1 ms a step
+            os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
         recipe = Recipe(options.recipes[0])
         epoch = WAYS[options.side](recipe, *(options.extra if options.side == "d" else ()))
         answer(lambda turn: epoch() / recipe.epochs)

@@ -233,9 +233,12 @@ class DurableCheckpointIO(CheckpointIO):
 
     def wait(self) -> None:
         """Until the last checkpoint is on the disk; raises UserError if it could not be written."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        if self._writing is None:
+            return
+        failure = self._writing.exception()  # a signal can come while this waits: then somebody waits again
+        self._writing = None
+        if failure is not None:
+            raise failure
 
     teardown = wait  # Lightning calls it at the end, however that came
 
