@@ -19,7 +19,7 @@ from mnist_lightning.errors import BadSetting
 from mnist_lightning.models.layers import named
 
 FORWARD = 250  # images of one evaluation forward: a CNN of 32 channels takes 40 MB for its activations
-SMALL_STEP = 2_000_000  # images times parameters of a step
+SMALL_STEP = 2_000_000  # multiplications of a forward through fully connected layers
 STEP_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
 
 
@@ -156,7 +156,8 @@ class DigitClassifier(LightningModule):
     def _few_threads(self, block: Block) -> Iterator[None]:
         """One CPU thread for steps so small that to wake a second costs more than it helps."""
         threads = torch.get_num_threads()
-        if block.sizes[0] * sum(parameter.numel() for parameter in self.net.parameters()) < SMALL_STEP:
+        small = block.sizes[0] * sum(parameter.numel() for parameter in self.net.parameters()) < SMALL_STEP
+        if small and not any(isinstance(layer, nn.Conv2d) for layer in self.net):  # a convolution reuses its weights
             torch.set_num_threads(1)
         try:
             yield
