@@ -19,7 +19,7 @@ from mnist_lightning.data.sources import write_text
 from mnist_lightning.errors import BadSetting, UserError, of_another_process
 from mnist_lightning.tools.evaluate import run_stage, tell
 from mnist_lightning.training.callbacks import RunKeeper
-from mnist_lightning.training.checkpoints import STATE, check_model, find_checkpoint, read_checkpoint
+from mnist_lightning.training.checkpoints import STATE, check_model, read_checkpoint
 from mnist_lightning.training.metrics_csv import MetricsCSV
 from mnist_lightning.training.signals import Interrupted, Signals, requeue_slurm_job
 from mnist_lightning.training.trainer import console, make_trainer
@@ -113,6 +113,11 @@ def fit(words: list[str], signals: Signals) -> None:
             "there was no step to train: see --trainer.max_epochs, --trainer.max_steps, --trainer.max_time and "
             "--trainer.limit_train_batches"
         )
+    if checkpoint is not None and trainer.global_step == checkpoint[STATE]["step"] and trainer.is_global_zero:
+        limit = "max_steps" if trainer.max_steps != -1 else "max_epochs"
+        console.print(
+            f"{file} has all its steps: to train on, raise --trainer.{limit}", highlight=False, soft_wrap=True
+        )
     best = keeper.folder / "best.ckpt"
     result = run_stage(trainer, model, data, best if best.exists() else keeper.last, "test")
     if trainer.is_global_zero:
@@ -124,7 +129,7 @@ def _cut_off(root: Path, words: list[str]) -> tuple[Path | None, Path | None]:
     folder = runs.cut_off_run(root, words)
     if folder is None or not any(folder.glob("*.ckpt")):
         return folder, None
-    return folder, find_checkpoint(folder, "last")[0]
+    return folder, runs.good_checkpoint(folder, "last")
 
 
 def _settings_of_run(file: Path, root: Path, checkpoint: dict[str, Any]) -> list[str]:

@@ -131,17 +131,22 @@ def _never_began(folder: Path) -> bool:
     return not any(folder.glob("*.ckpt")) and ((folder / "config.yaml").exists() or not any(folder.iterdir()))
 
 
-def checkpoint_file(root: Path, run_name: str | None, base: str | None, ckpt_path: str) -> tuple[Path | None, Path]:
-    """The run folder to write to (None: a new one) and the checkpoint file that `--ckpt_path` means."""
+def good_checkpoint(folder: Path, which: str) -> Path:
+    """The checkpoint that `last` or `best` of a run means; says which damaged ones were passed over."""
     from mnist_lightning.training.checkpoints import find_checkpoint
 
+    file, passed = find_checkpoint(folder, which)
+    if is_first_process():
+        for line in passed:
+            print(f"mnist_lightning: {line}", file=sys.stderr)
+    return file
+
+
+def checkpoint_file(root: Path, run_name: str | None, base: str | None, ckpt_path: str) -> tuple[Path | None, Path]:
+    """The run folder to write to (None: a new one) and the checkpoint file that `--ckpt_path` means."""
     if ckpt_path in ("last", "best"):
         folder = named_run(root, run_name) if run_name else newest_run(root, base)
-        file, passed = find_checkpoint(folder, ckpt_path)
-        if is_first_process():
-            for line in passed:
-                print(f"mnist_lightning: {line}", file=sys.stderr)
-        return folder, file
+        return folder, good_checkpoint(folder, ckpt_path)
     file = Path(ckpt_path)
     if run_name is not None:
         return (root / run_name if (root / run_name / "config.yaml").exists() else None), file

@@ -306,6 +306,13 @@ def test_going_on_with_more_epochs_is_one_run(fit, cli, tiny: list[str]):
     assert yaml.safe_load((RUNS / "parts" / "config.yaml").read_text())["trainer"]["max_epochs"] == 4
 
 
+def test_a_run_with_nothing_left_to_train_says_how_to_go_on(fit, cli):
+    fit("--run", "done")
+    result = cli("fit", "--run", "done", "--ckpt_path", "last")
+    assert (result.status, result.err) == (0, "")
+    assert "checkpoints/done/last.ckpt has all its steps: to train on, raise --trainer.max_epochs" in result.out
+
+
 def test_going_on_from_a_file_elsewhere_starts_a_run_of_its_own(fit, cli, tmp_path: Path):
     fit("--run", "a", "--trainer.max_epochs", 2)
     moved = tmp_path / "other" / "moved.ckpt"
