@@ -6,7 +6,7 @@ position in the data is therefore two integers, a resume is exact, and ranks nei
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,22 +23,27 @@ def global_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
+def unchanged(images: Tensor) -> Tensor:
+    return images
+
+
 class Block:
     """Several mini-batches in one piece, cut apart by `split` only when they are used.
 
     A plain object with a `to`, because Lightning walks tuples and dataclasses element by element at each batch.
     """
 
-    __slots__ = ("global_sizes", "images", "labels", "positions", "sizes")
+    __slots__ = ("global_sizes", "images", "labels", "positions", "prepare", "sizes")
 
     def __init__(
         self, images: Tensor, labels: Tensor, positions: Tensor, sizes: list[int], global_sizes: list[int]
     ) -> None:
-        self.images = images  # uint8 [n, 28, 28]; float32 [n, 1, 28, 28] once the data module has normalised it
+        self.images = images  # uint8 [n, 28, 28]
         self.labels = labels  # int64 [n]
         self.positions = positions  # int32 [n]: which images of the data set these are
         self.sizes = sizes  # images of each mini-batch on this rank; adds up to n
         self.global_sizes = global_sizes  # images of each mini-batch on all ranks together
+        self.prepare: Callable[[Tensor], Tensor] = unchanged  # to what a network takes; set by the data module
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,10 +53,15 @@ class Block:
         labels = self.labels.to(device, torch.int64, non_blocking=non_blocking)
         return Block(images, labels, self.positions, self.sizes, self.global_sizes)
 
+    def parts(self, most: int) -> Iterator[Tensor]:
+        """Prepared images, at most so many at a time: they stay in the processor's cache."""
+        return map(self.prepare, self.images.split(most))
+
     def split(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """(images, targets, this rank's share of the images) of each mini-batch."""
+        """(prepared images, targets, this rank's share of the images) of each mini-batch."""
         shares = (size / whole for size, whole in zip(self.sizes, self.global_sizes, strict=True))
-        return zip(self.images.split(self.sizes), targets.split(self.sizes), shares, strict=True)
+        images = self.prepare(self.images)  # at once: a mini-batch may be of ten images
+        return zip(images.split(self.sizes), targets.split(self.sizes), shares, strict=True)
 
 
 class TensorLoader:

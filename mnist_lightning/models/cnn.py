@@ -7,7 +7,7 @@ from torch import nn
 
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models.classifier import DigitClassifier
-from mnist_lightning.models.layers import activation_layer, fully_connected, per_layer
+from mnist_lightning.models.layers import Dropout, activation_layer, fully_connected, per_layer
 
 Part = Literal["conv", "norm", "activation", "pool", "dropout"]
 
@@ -28,6 +28,8 @@ class CNN(DigitClassifier):
         activation: Name of a torch.nn activation.
         kwargs: Loss, optimizer and scheduler: see DigitClassifier.
     """
+
+    forward_images = 250  # 32 channels of them take 25 MB
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class CNN(DigitClassifier):
                 elif part == "pool" and window > 1:
                     layers.append(nn.MaxPool2d(window))
                 elif part == "dropout" and drop:
-                    layers.append(nn.Dropout2d(drop) if dropout2d else nn.Dropout(drop))
+                    layers.append(nn.Dropout2d(drop) if dropout2d else Dropout(drop))
             width, side = out, (side + 2 * pad - kernel + 1) // window  # [n, width, side, side]
             if side < 1:
                 raise BadSetting("--model: the stages leave nothing of 28x28; pool less or pad more")

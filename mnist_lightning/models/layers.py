@@ -3,12 +3,29 @@
 import difflib
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mnist_lightning.errors import BadSetting
 
 T = TypeVar("T", int, float)
 MAY_BE_ZERO = ("dropout", "conv_dropout", "padding")
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout in a quarter of its time on the CPU: there torch draws 64 random bits for each value, this 16.
+
+    p is rounded to a multiple of 2**-16, and the scale goes with it, so that the mean stays exact.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        dropped = round(self.p * 2**16)
+        if not self.training or input.device.type != "cpu" or dropped == 2**16:
+            return super().forward(input)
+        bits = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        noise = torch.empty_like(input)  # dense, in the layout of the input
+        kept = bits[: input.numel()].as_strided(noise.shape, noise.stride()) >= dropped - 2**15
+        return input * noise.copy_(kept).mul_(2**16 / (2**16 - dropped))
 
 
 def named(module: Any, name: str, base: type, flag: str) -> Any:
@@ -33,7 +50,7 @@ def fully_connected(width: int, hidden: list[int], dropout: float | list[float],
     for size, drop in zip(per_layer(hidden, len(hidden), "hidden"), drops, strict=True):
         layers += [nn.Linear(width, size), activation_layer(activation)]
         if drop:
-            layers.append(nn.Dropout(drop))
+            layers.append(Dropout(drop))
         width = size
     return [*layers, nn.Linear(width, 10)]
 

@@ -191,7 +191,8 @@ def test_the_seed_sets_the_order_of_training(tiny_mnist: Path):
 
 def normalized(data: MNISTDataModule) -> Tensor:
     """The test images as the network gets them."""
-    return torch.cat([data.on_after_batch_transfer(block.to("cpu"), 0).images for block in data.test_dataloader()])
+    blocks = [data.on_after_batch_transfer(block.to("cpu"), 0) for block in data.test_dataloader()]
+    return torch.cat([part for block in blocks for part in block.parts(7)])
 
 
 @pytest.mark.parametrize(("normalize", "expected"), [("none", (0.0, 1.0)), ((0.25, 0.5), (0.25, 0.5)), ("auto", None)])

@@ -179,7 +179,7 @@ def validation_by_hand(model: DigitClassifier, trainer: Trainer) -> tuple[float,
     data = trainer.datamodule
     [block] = [data.on_after_batch_transfer(block.to("cpu"), 0) for block in data.val_dataloader()[0]]
     with torch.no_grad():
-        output = model.eval()(block.images)
+        output = model.eval()(block.prepare(block.images))
     accuracy = (output.argmax(1) == block.labels).double().mean().item()
     return F.cross_entropy(output, block.labels).item(), accuracy
 
