@@ -1,10 +1,10 @@
 """Test accuracy of each recipe against the bar that it has to reach, over several seeds.
 
     MNIST_ROOT=/path/to/mnist python benchmarks/accuracy.py
-    MNIST_ROOT=/path/to/mnist python benchmarks/accuracy.py --recipes simple_mlp fidle_cnn --seeds 5
+    MNIST_ROOT=/path/to/mnist python benchmarks/accuracy.py --recipes simple_mlp fidle_cnn --seeds 5 --jobs 2
 
-Each training is a fresh process. The articles' recipes hold out no validation images: what is tested is their
-last epoch. Exit status 1 if a mean is below its bar.
+Each training is a fresh process; with --jobs, several of them share the cores. The articles' recipes hold out
+no validation images: what is tested is their last epoch. Exit status 1 if a mean is below its bar.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -68,28 +69,28 @@ def write(row: str, recipe: str) -> None:
     rows = {line.split()[1]: line for line in kept} | {recipe: row}
     intro = [
         f"On {machine()}. Accuracy on MNIST's 10,000 test images, on which nothing is chosen. Training "
-        "seconds: mean, up to the last checkpoint, imports and test apart; in brackets if other programs "
-        "took more than a twentieth of the machine meanwhile.",
+        "seconds: mean, up to the last checkpoint, imports and test apart; in brackets if other programs or "
+        "trainings took more than a twentieth of the machine meanwhile.",
         "",
-        "    MNIST_ROOT=/path/to/mnist python benchmarks/accuracy.py",
+        "    MNIST_ROOT=/path/to/mnist python benchmarks/accuracy.py --jobs 2",
         "",
     ]
     write_section(HEADING, [*intro, *HEADER, *(rows[name] for name in RECIPES if name in rows)])
 
 
-def measure(recipe: str, seeds: int) -> tuple[float, str]:
+def measure(recipe: str, seeds: int, jobs: int) -> tuple[float, str]:
     """Mean accuracy in percent, and the recipe's row of the table."""
     least, published, _ = RECIPES[recipe]
     (all_before, own_before), start = cpu_seconds(), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        runs = [train(recipe, seed, Path(folder)) for seed in range(seeds)]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        runs = list(pool.map(lambda seed: train(recipe, seed, Path(folder)), range(seeds)))
     (all_after, own_after), end = cpu_seconds(), time.monotonic()
     others = (all_after - all_before) - (own_after - own_before)
     accuracies, epochs, seconds = zip(*runs, strict=True)
     mean = statistics.mean(accuracies)
     std = f"{statistics.stdev(accuracies):.2f}" if seeds > 1 else ""
     took = f"{statistics.mean(seconds):.1f}"
-    if others > (end - start) * (os.cpu_count() or 1) / 20:
+    if jobs > 1 or others > (end - start) * (os.cpu_count() or 1) / 20:
         took = f"({took})"
     epoch = ", ".join(map(str, sorted(set(epochs))))
     cells = [recipe, least, published, f"{mean:.2f}", std, seeds, epoch, took, date.today()]
@@ -100,13 +101,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="RECIPE")
     parser.add_argument("--seeds", type=int, help="by default 3, and 1 for mccaffrey_cnn and nielsen_mlp")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     options = parser.parse_args()
+    if options.jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
 
     print("\n".join(HEADER), flush=True)
     missed = []
     for recipe in options.recipes:
         least, _, seeds = RECIPES[recipe]
-        mean, row = measure(recipe, options.seeds or seeds)
+        mean, row = measure(recipe, options.seeds or seeds, options.jobs)
         print(row, flush=True)
         write(row, recipe)
         if mean < least:
