@@ -13,10 +13,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.panel import Panel
 
 from mnist_lightning import runs
-from mnist_lightning.cli import PLAIN_FIT, instantiate, option, parse, parser_of, settings_file
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.data.sources import write_text
 from mnist_lightning.errors import BadSetting, UserError, of_another_process
+from mnist_lightning.settings import PLAIN_FIT, instantiate, option, parse, parser_of, settings_file
 from mnist_lightning.tools.evaluate import run_stage, tell
 from mnist_lightning.training.callbacks import RunKeeper
 from mnist_lightning.training.checkpoints import STATE, check_model, read_checkpoint

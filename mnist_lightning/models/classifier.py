@@ -11,35 +11,15 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
-from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lightning.data.loader import Block, TensorLoader, derived_seed, global_seed
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models.layers import named
+from mnist_lightning.models.metrics import MeanLoss
 
 SMALL_STEP = 2_000_000  # multiplications of a forward through fully connected layers
 STEP_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
-
-
-class MeanLoss(Metric):
-    """Mean loss over images. (torchmetrics' MeanMetric loses its weights when it need not look for NaN.)"""
-
-    total: Tensor
-    images: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(()), "sum")
-        self.add_state("images", torch.zeros(()), "sum")
-
-    def update(self, losses: Tensor, sizes: Tensor) -> None:
-        """Mean losses [k] of so many images [k]."""
-        self.total += (losses * sizes).sum()
-        self.images += sizes.sum()
-
-    def compute(self) -> Tensor:
-        return self.total / self.images
 
 
 class DigitClassifier(LightningModule):

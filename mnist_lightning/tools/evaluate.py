@@ -12,9 +12,9 @@ from lightning.pytorch import Trainer
 from rich.table import Table
 
 from mnist_lightning import __version__, runs
-from mnist_lightning.cli import instantiate, option, parse, parser_of
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import UserError
+from mnist_lightning.settings import instantiate, option, parse, parser_of
 from mnist_lightning.training.checkpoints import load_weights, model_of, read_checkpoint
 from mnist_lightning.training.signals import Signals
 from mnist_lightning.training.trainer import SignalsAgain, console, make_trainer

@@ -153,6 +153,22 @@ def test_label_smoothing_is_for_training_only(train, tiny_mnist: Path):
     assert float(rows[-1]["val_loss"]) == pytest.approx(validation_by_hand(model, trainer)[0], abs=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "threads"), [(MLP, 1), (CNN, 2)])
+def test_a_small_network_without_convolutions_steps_in_one_thread(train, monkeypatch, kind, threads: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    used, backward = set(), DigitClassifier.manual_backward
+    monkeypatch.setattr(
+        DigitClassifier, "manual_backward", lambda *args: (used.add(torch.get_num_threads()), backward(*args))
+    )
+    try:
+        train(kind=kind)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert used == {threads}
+
+
 def test_an_epochs_row_says_where_it_stands(train):
     rows = [row for row in train(3, max_epochs=2)[2] if row["train_loss"]]
     assert [(row["epoch"], row["step"], row["images"]) for row in rows] == [

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_lightning.cli import instantiate, parse, parser_of
 from mnist_lightning.models import CNN, DigitClassifier
+from mnist_lightning.settings import instantiate, parse, parser_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

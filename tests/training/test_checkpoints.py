@@ -145,7 +145,8 @@ def test_file_and_folder_are_synced_in_the_right_order(tmp_path, monkeypatch):
     fsync, replace = os.fsync, os.replace
 
     def kind(descriptor: int) -> str:
-        return "folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        return "folder" if os.path.isdir(path) else "table" if path.endswith(".csv") else "file"
 
     monkeypatch.setattr(os, "fsync", lambda d: (done.append(f"sync {kind(d)}"), fsync(d)))
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"name {Path(b).name}"), replace(a, b)))
@@ -154,6 +155,14 @@ def test_file_and_folder_are_synced_in_the_right_order(tmp_path, monkeypatch):
     done.clear()
     write_checkpoint(content(2), tmp_path / "last.ckpt", also=tmp_path / "best.ckpt")
     assert done == ["sync file", "name best.ckpt", "name previous.ckpt", "name last.ckpt", "sync folder"]
+    done.clear()
+    table = tmp_path / "metrics.csv"
+    write_checkpoint(content(3), tmp_path / "last.ckpt", table=table)  # before its first row it is not there
+    assert "sync table" not in done
+    done.clear()
+    table.write_text("step\n1\n")
+    write_checkpoint(content(4), tmp_path / "last.ckpt", table=table)
+    assert done == ["sync table", "sync file", "name previous.ckpt", "name last.ckpt", "sync folder"]
 
 
 # ---------------------------------------------------------------------- finding the last good one

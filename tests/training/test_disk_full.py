@@ -72,8 +72,26 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(start, small_disk, 
 
 def test_a_disk_that_is_too_small_from_the_start(start, small_disk):
     runs = small_disk(500)  # the first checkpoint, without the optimizer's averages, takes 640 kB
-    failed_with_one_line(start("fit", *BIG, "--run", "a"), f"{runs}/a/last.ckpt")
+    process = start("fit", *BIG, "--run", "a", moment="block")  # a first block would be its end
+    failed_with_one_line(process, f"{runs}/a/last.ckpt")
     assert not (runs / "a").exists()  # nothing had begun
+
+
+LAST = [*BIG, "--checkpoint.every_n_steps", "null", "--trainer.max_epochs", "1"]  # saves at the start and at the end
+
+
+def test_no_room_for_the_last_of_all_checkpoints(start, small_disk):
+    runs = small_disk(2_000)
+    failed_with_one_line(start("fit", *LAST, "--run", "a"), f"{runs}/a/last.ckpt")
+    assert read_checkpoint(runs / "a" / "last.ckpt")["global_step"] == 0
+    assert not (runs / "a" / "test.json").exists()
+
+
+def test_no_room_when_a_signal_asks_for_a_checkpoint(start, small_disk):
+    runs = small_disk(2_000)
+    process = start("fit", *LAST, "--run", "a", moment="block", number=4, signals=(signal.SIGTERM,))
+    failed_with_one_line(process, f"{runs}/a/last.ckpt")
+    assert "has everything" not in process.text()
 
 
 def test_best_ckpt_is_only_another_name_and_needs_no_room(start, small_disk):
@@ -136,6 +154,15 @@ def test_both_processes_stop_when_the_disk_of_the_first_is_full(ranks, small_dis
     both = ranks(2, "fit", *words, "--ckpt_path", "last")
     failed_with_one_line(both[0], f"{runs}/a/last.ckpt")
     assert both[1].wait() == 1
+    no_traceback(*both)
+
+
+def test_both_processes_stop_when_there_is_no_room_for_the_last_of_all_checkpoints(ranks, small_disk):
+    runs = small_disk(2_000)
+    both = ranks(2, "fit", *LAST, "--data.batch_size", "5", "--run", "a")
+    failed_with_one_line(both[0], f"{runs}/a/last.ckpt")
+    assert both[1].wait() == 1
+    assert "test_acc" not in both[1].text()
     no_traceback(*both)
 
 

@@ -99,6 +99,20 @@ def test_sigusr1_requeues_and_the_job_goes_on_by_itself(start, undisturbed, slur
     same_run(tmp_path / "runs" / "cnn", undisturbed(start, *NET))
 
 
+def test_a_requeued_job_says_which_damaged_checkpoint_it_passes_over(start, undisturbed, slurm, tmp_path):
+    words = ("fit", *NET)
+    process = start(*words, moment="block", number=12, signals=(signal.SIGUSR1,), **slurm)
+    assert process.wait() == 128 + signal.SIGUSR1, process.text()
+    last = tmp_path / "runs" / "cnn" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    again = start(*words, **slurm, SLURM_RESTART_COUNT="1")
+    assert again.wait() == 0, again.text()
+    said = " ".join(again.text().split())
+    assert f"{last} is damaged" in said
+    assert f"continues from {last.with_name('previous.ckpt')}" in said
+    same_run(tmp_path / "runs" / "cnn", undisturbed(start, *NET))
+
+
 def test_an_array_job_is_requeued_by_its_own_name(start, slurm, tmp_path):
     array = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}
     process = start("fit", *NET, moment="block", signals=(signal.SIGUSR1,), **slurm, **array)
