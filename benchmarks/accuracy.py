@@ -35,16 +35,17 @@ RECIPES = {
 }
 HEADING = "Accuracy"
 HEADER = [
-    "| recipe | at least % | published % | mean % | std | n | epoch tested | training s | date |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    "| recipe | at least % | published % | mean % | std | n | epoch tested | training s | at a time | date |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 ]
 
 
-def train(recipe: str, seed: int, folder: Path) -> tuple[float, int, float]:
+def train(recipe: str, seed: int, folder: Path, threads: int) -> tuple[float, int, float]:
     """Trains and tests in a fresh process -> test accuracy in percent, epoch tested, seconds of training."""
     command = [sys.executable, "-m", "mnist_lightning", "fit", "--config", f"configs/{recipe}.yaml"]
     command += ["--seed", str(seed), "--run", f"{recipe}-{seed}", "--trainer.default_root_dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
     run = folder / f"{recipe}-{seed}"
@@ -69,8 +70,8 @@ def write(row: str, recipe: str) -> None:
     rows = {line.split()[1]: line for line in kept} | {recipe: row}
     intro = [
         f"On {machine()}. Accuracy on MNIST's 10,000 test images, on which nothing is chosen. Training "
-        "seconds: mean, up to the last checkpoint, imports and test apart; in brackets if other programs or "
-        "trainings took more than a twentieth of the machine meanwhile.",
+        "seconds: mean, up to the last checkpoint, imports and test apart; in brackets if others took more than "
+        "a twentieth of the machine meanwhile. At a time: trainings that shared the cores.",
         "",
         "    MNIST_ROOT=/path/to/mnist python benchmarks/accuracy.py --jobs 2",
         "",
@@ -82,8 +83,9 @@ def measure(recipe: str, seeds: int, jobs: int) -> tuple[float, str]:
     """Mean accuracy in percent, and the recipe's row of the table."""
     least, published, _ = RECIPES[recipe]
     (all_before, own_before), start = cpu_seconds(), time.monotonic()
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        runs = list(pool.map(lambda seed: train(recipe, seed, Path(folder)), range(seeds)))
+        runs = list(pool.map(lambda seed: train(recipe, seed, Path(folder), threads), range(seeds)))
     (all_after, own_after), end = cpu_seconds(), time.monotonic()
     others = (all_after - all_before) - (own_after - own_before)
     accuracies, epochs, seconds = zip(*runs, strict=True)
@@ -93,7 +95,7 @@ def measure(recipe: str, seeds: int, jobs: int) -> tuple[float, str]:
     if jobs > 1 or others > (end - start) * (os.cpu_count() or 1) / 20:
         took = f"({took})"
     epoch = ", ".join(map(str, sorted(set(epochs))))
-    cells = [recipe, least, published, f"{mean:.2f}", std, seeds, epoch, took, date.today()]
+    cells = [recipe, least, published, f"{mean:.2f}", std, seeds, epoch, took, jobs, date.today()]
     return mean, f"| {' | '.join(map(str, cells))} |"
 
 
@@ -103,8 +105,6 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="by default 3, and 1 for mccaffrey_cnn and nielsen_mlp")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     options = parser.parse_args()
-    if options.jobs > 1:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
 
     print("\n".join(HEADER), flush=True)
     missed = []

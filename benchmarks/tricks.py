@@ -1,0 +1,121 @@
+"""What each trick is worth: an epoch without it over an epoch with all, in turns, each in a process of its own.
+
+python benchmarks/tricks.py --recipes fast simple_mlp mccaffrey_cnn
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["TTY_COMPATIBLE"] = "1"  # rich draws its bars although nobody looks
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from results import ROOT, machine, write_section
+from steps import MNIST
+from turns import Side, answer
+
+from mnist_lightning.cli import main
+from mnist_lightning.models import DigitClassifier, classifier, layers
+from mnist_lightning.training import trainer
+from mnist_lightning.training.checkpoints import DurableCheckpointIO
+
+EPOCHS = {"fast": 1, "simple_mlp": 1, "nielsen_mlp": 1, "nextjournal_cnn": 1, "fidle_cnn": 1, "mccaffrey_cnn": 4}
+MORE = {"blocks": ["--data.steps_per_block", "1"], "fused optimizer": ["--model.optimizer_args.fused", "false"]}
+
+
+def written_at_once(save: Callable[..., None]) -> Callable[..., None]:
+    def save_checkpoint(self: DurableCheckpointIO, *args: Any, **options: Any) -> None:
+        save(self, *args, **options)
+        self.wait()
+
+    return save_checkpoint
+
+
+def do_without(trick: str) -> None:
+    """Takes one trick out of this process, where it is not a setting."""
+    match trick:
+        case "memory kept":
+            trainer._keep_freed_memory = lambda: None
+        case "GPU looked for once":
+            trainer._ask_once_for_a_gpu = lambda: None
+        case "layout of convolutions":
+            torch.channels_last = torch.contiguous_format  # type: ignore[assignment]
+        case "cheap dropout":
+            layers.Dropout.forward = torch.nn.Dropout.forward  # type: ignore[method-assign]
+        case "checkpoints in a thread":
+            DurableCheckpointIO.save_checkpoint = written_at_once(  # type: ignore[method-assign]
+                DurableCheckpointIO.save_checkpoint
+            )
+        case "one thread for small steps":
+            classifier.SMALL_STEP = 0
+        case "only listeners called":
+            DigitClassifier._only_listeners = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+
+
+TRICKS = (
+    "blocks", "fused optimizer", "memory kept", "GPU looked for once", "layout of convolutions", "cheap dropout",
+    "one thread for small steps", "only listeners called", "checkpoints in a thread",
+)  # fmt: skip
+
+
+def epochs(recipe: str, trick: str) -> float:
+    """Seconds of training."""
+    words = ["fit", "--config", str(ROOT / "configs" / f"{recipe}.yaml"), "--data.root", str(MNIST)]
+    words += ["--trainer.max_epochs", str(EPOCHS[recipe]), "--trainer.callbacks", "steps.Stopwatch"]
+    words += ["--trainer.num_sanity_val_steps", "0", "--data.test_each_epoch", "false", *MORE.get(trick, [])]
+    with tempfile.TemporaryDirectory() as folder:
+        if main([*words, "--trainer.default_root_dir", folder, "--trainer.accelerator", "cpu"]) != 0:
+            raise SystemExit(f"{recipe}: fit failed")
+    return sys.modules["steps"].Stopwatch.seconds  # type: ignore[attr-defined,no-any-return]
+
+
+def measure(recipe: str, rounds: int) -> list[str]:
+    """For each trick, time without it over time with all: median (smallest–largest)."""
+    names = ["nothing", *TRICKS]
+    sides = {name: Side(__file__, "--recipes", recipe, "--without", name) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            taken = sides[name].measure(turn)
+            if turn:  # the first round warms up
+                seconds[name].append(taken)
+    for side in sides.values():
+        side.end()
+    cells = []
+    for trick in TRICKS:
+        ratios = [without / whole for without, whole in zip(seconds[trick], seconds["nothing"], strict=True)]
+        cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
+    return cells
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=list(EPOCHS), choices=EPOCHS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without", choices=("nothing", *TRICKS), help="measure so for each line of standard input")
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if options.without:
+        do_without(options.without)
+        answer(lambda turn: epochs(options.recipes[0], options.without))
+        raise SystemExit
+    columns = [measure(recipe, options.rounds) for recipe in options.recipes]
+    lines = [f"| without | {' | '.join(options.recipes)} |", "| --- |" + " --- |" * len(options.recipes)]
+    lines += [f"| {trick} | {' | '.join(cells)} |" for trick, *cells in zip(TRICKS, *columns, strict=True)]
+    lines += ["", f"Medians of {options.rounds} rounds in turns (smallest–largest), as ratios of times. {machine()}"]
+    print("\n".join(lines))
+    if options.write:
+        command = " ".join(["python benchmarks/tricks.py", *(word for word in sys.argv[1:] if word != "--write")])
+        write_section("What each trick is worth", [f"`{command}`", "", *lines])
