@@ -80,6 +80,7 @@ class MNISTDataModule(LightningDataModule):
             self.mean_std = (float(normalize[0]), float(normalize[1]))
         self.download_problem: str | None = None  # why `auto` fell back to synthetic digits
         self.expected_fingerprint: str | None = None  # a resumed run's training images
+        self._fingerprint: str | None = None
         self._limit: int | float = 1.0  # mini-batches of an epoch, or the share of them
         self._digits: dict[str, Digits] = {}
         self._subsets: dict[str, Tensor | None] = {}
@@ -225,11 +226,13 @@ class MNISTDataModule(LightningDataModule):
 
     def fingerprint(self) -> str:
         """Tells other training images from these; looks at all labels and at up to 1,000 images."""
-        images, labels = self._digits["train"]
-        crc = zlib.crc32(labels.cpu().numpy().tobytes())
-        for part in _spread(images, 1000, 100):
-            crc = zlib.crc32(part.cpu().numpy().tobytes(), crc)
-        return f"{crc:08x}"
+        if self._fingerprint is None:  # each checkpoint holds it
+            images, labels = self._digits["train"]
+            crc = zlib.crc32(labels.cpu().numpy().tobytes())
+            for part in _spread(images, 1000, 100):
+                crc = zlib.crc32(part.cpu().numpy().tobytes(), crc)
+            self._fingerprint = f"{crc:08x}"
+        return self._fingerprint
 
     def state_dict(self) -> dict[str, Any]:
         """The resolved source, normalisation and training images, so that every tool can do as training did."""

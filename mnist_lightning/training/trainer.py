@@ -41,7 +41,7 @@ def _keep_freed_memory() -> None:
     """Tells glibc to keep what a step frees for the next step.
 
     By default it gives blocks of some MB back to the kernel, which clears them page by page when they are wanted
-    again: 2,000 page faults, a third of the time, in a step of configs/fast.yaml.
+    again: up to a quarter of an epoch (benchmarks/tricks.py).
     """
     if sys.platform != "linux":
         return
