@@ -19,7 +19,7 @@ from mnist_lightning.errors import BadSetting, UserError, of_another_process
 from mnist_lightning.settings import PLAIN_FIT, instantiate, option, parse, parser_of, settings_file
 from mnist_lightning.tools.evaluate import run_stage, tell
 from mnist_lightning.training.callbacks import RunKeeper
-from mnist_lightning.training.checkpoints import STATE, check_model, read_checkpoint
+from mnist_lightning.training.checkpoints import STATE, also_known_as, check_model, read_checkpoint
 from mnist_lightning.training.metrics_csv import MetricsCSV
 from mnist_lightning.training.signals import Interrupted, Signals, requeue_slurm_job
 from mnist_lightning.training.trainer import console, make_trainer
@@ -113,11 +113,14 @@ def fit(words: list[str], signals: Signals) -> None:
             "there was no step to train: see --trainer.max_epochs, --trainer.max_steps, --trainer.max_time and "
             "--trainer.limit_train_batches"
         )
-    if checkpoint is not None and trainer.global_step == checkpoint[STATE]["step"] and trainer.is_global_zero:
+    nothing_left = checkpoint is not None and trainer.global_step == checkpoint[STATE]["step"]
+    if file is not None and nothing_left and trainer.is_global_zero:
         limit = "max_steps" if trainer.max_steps != -1 else "max_epochs"
         console.print(
             f"{file} has all its steps: to train on, raise --trainer.{limit}", highlight=False, soft_wrap=True
         )
+        if ckpt_path in (None, "last") and file != keeper.last:  # a kill came when only best.ckpt was the new one
+            also_known_as(file, keeper.last)
     best = keeper.folder / "best.ckpt"
     result = run_stage(trainer, model, data, best if best.exists() else keeper.last, "test")
     if trainer.is_global_zero:

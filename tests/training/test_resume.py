@@ -1,5 +1,6 @@
 """A run that was killed at any moment and resumed leaves the same bytes as one that nobody disturbed."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -180,6 +181,20 @@ def test_kills_in_every_recipe(start, undisturbed, tmp_path, recipe):
     process = start("fit", *words, "--run", "a", "--ckpt_path", "last")
     assert process.wait() == 0, process.text()
     same_run(tmp_path / "runs" / "a", whole)
+
+
+def test_a_kill_between_the_two_names_of_the_final_checkpoint(start, undisturbed, tmp_path):
+    """best.ckpt is the final one already, last.ckpt not yet: there is no step left to write it."""
+    run = tmp_path / "runs" / "a"
+    shutil.copytree(undisturbed(start, *NET), run)
+    final = (run / "last.ckpt").read_bytes()
+    (run / "best.ckpt").unlink()
+    (run / "last.ckpt").rename(run / "best.ckpt")
+    os.link(run / "previous.ckpt", run / "last.ckpt")
+    process = start("fit", "--run", "a", "--ckpt_path", "last")
+    assert process.wait() == 0, process.text()
+    assert "has all its steps" in process.text()
+    assert (run / "last.ckpt").read_bytes() == final
 
 
 @pytest.mark.slow
