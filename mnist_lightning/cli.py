@@ -80,7 +80,9 @@ def _command(module: str, function: str, *first: str) -> Command:
     """A function of a module that is imported when it is called: with it comes torch."""
 
     def run(words: list[str], signals: Any) -> None:
-        getattr(import_module(f"mnist_lightning.{module}"), function)(*first, words, signals)
+        call = getattr(import_module(f"mnist_lightning.{module}"), function)
+        signals.importing = False
+        call(*first, words, signals)
 
     return run
 

@@ -8,6 +8,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from mnist_lightning.runs import is_first_process
+
 
 class Interrupted(BaseException):
     """Training or a tool was asked to stop; `signum` says by what."""
@@ -22,9 +24,14 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Ctrl-C, SIGTERM and Slurm's SIGUSR1. While `deferred`, the first is only noted in `received`."""
+    """Ctrl-C, SIGTERM and Slurm's SIGUSR1. While `deferred`, the first is only noted in `received`.
+
+    While `importing`, when there is nothing to lose yet, they end the process at once: an exception in the middle of
+    importing torch can reach C++ code that aborts.
+    """
 
     def __init__(self) -> None:
+        self.importing = True
         self.received = 0
         self.deferred = False
 
@@ -36,6 +43,10 @@ class Signals:
             signal.signal(signal.SIGUSR1, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> Any:
+        if self.importing:
+            if is_first_process():
+                os.write(2, b"mnist_lightning: stopped\n")
+            os._exit(128 + signum)
         if not self.deferred or (self.received and signum == signal.SIGINT):
             self.received = signum
             raise Interrupted(signum)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -50,6 +52,22 @@ def test_a_second_sigterm_waits_like_the_first(start, tmp_path):
     process = start("fit", *NET, "--run", "a", moment="block", signals=(signal.SIGTERM, signal.SIGTERM))
     assert process.wait() == 143
     assert "has everything" in process.text()
+
+
+@pytest.mark.parametrize("signum", STATUS)
+@pytest.mark.parametrize("after", [0.0, 0.5])  # seconds; the imports take some
+def test_while_torch_is_imported_it_ends_at_once(tmp_path, signum, after):
+    """An exception there can reach C++ code that aborts. A new process, for the others have imported everything."""
+    words = [sys.executable, "-m", "mnist_lightning", "fit"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    status = Path(f"/proc/{process.pid}/status")
+    while not int(status.read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+        time.sleep(0.01)  # until it has taken the signals
+    time.sleep(after)
+    process.send_signal(signum)
+    assert process.communicate() == ("mnist_lightning: stopped\n", None)
+    assert process.returncode == STATUS[signum]
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("signum", STATUS)
