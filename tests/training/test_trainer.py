@@ -25,7 +25,7 @@ from mnist_lightning.training.trainer import make_trainer
 make_trainer({"accelerator": "cpu"}, [])
 for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(20 << 18)  # 20 MB
+    [torch.ones(20 << 18) for _ in range(3)]  # of 20 MB
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -34,4 +34,4 @@ for _ in range(10):
 def test_freed_memory_is_kept():
     """In a process of its own: what glibc does by itself depends on what was freed before."""
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    assert sum(map(int, done.stdout.split()[5:])) < 1000  # of 4 kB each: 5,000 the first time
+    assert sum(map(int, done.stdout.split()[5:])) < 1000  # of 4 kB each: 15,000 the first time
