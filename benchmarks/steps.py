@@ -35,7 +35,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from results import machine, write_section
-from turns import Side, answer
+from turns import Side, answer, in_turns
 
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read_idx
@@ -235,17 +235,8 @@ WAYS = {"a": article, "b": bare, "c": idiomatic, "d": project}
 
 
 def measure(name: str, ways: str, rounds: int, extra: list[str]) -> dict[str, list[float]]:
-    """Seconds an epoch of each way in each round; the order turns, so that no way has the quiet moments."""
-    sides = {way: Side(__file__, "--recipes", name, "--side", way, "--extra", *extra) for way in ways}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(rounds + 1):
-        for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
-            taken = sides[way].measure(turn)
-            if turn:  # the first round warms up
-                seconds[way].append(taken)
-    for side in sides.values():
-        side.end()
-    return seconds
+    """Seconds an epoch of each way in each round."""
+    return in_turns({way: Side(__file__, "--recipes", name, "--side", way, "--extra", *extra) for way in ways}, rounds)
 
 
 def ratio(seconds: dict[str, list[float]], over: str, under: str) -> str:

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from results import ROOT, machine, write_section
 from steps import MNIST
-from turns import Side, answer
+from turns import Side, answer, in_turns
 
 from mnist_lightning.cli import main
 from mnist_lightning.models import DigitClassifier, classifier, layers
@@ -81,16 +81,8 @@ def epochs(recipe: str, trick: str) -> float:
 
 def measure(recipe: str, rounds: int) -> list[str]:
     """For each trick, time without it over time with all: median (smallest–largest)."""
-    names = ["nothing", *TRICKS]
-    sides = {name: Side(__file__, "--recipes", recipe, "--without", name) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            taken = sides[name].measure(turn)
-            if turn:  # the first round warms up
-                seconds[name].append(taken)
-    for side in sides.values():
-        side.end()
+    sides = {trick: Side(__file__, "--recipes", recipe, "--without", trick) for trick in ("nothing", *TRICKS)}
+    seconds = in_turns(sides, rounds)
     cells = []
     for trick in TRICKS:
         ratios = [without / whole for without, whole in zip(seconds[trick], seconds["nothing"], strict=True)]

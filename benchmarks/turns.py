@@ -35,6 +35,21 @@ class Side:
         self.process.communicate()
 
 
+def in_turns(sides: dict[str, Side], rounds: int) -> dict[str, list[Any]]:
+    """What each side measured in each round; the order turns, so that none has the quiet moments. Ends the sides."""
+    names = list(sides)
+    measured: dict[str, list[Any]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            taken = sides[name].measure(turn)
+            if turn:  # the first round warms up
+                measured[name].append(taken)
+    for side in sides.values():
+        side.end()
+    return measured
+
+
 def answer(measure: Callable[[int], Any]) -> None:
     """What such a process does: measures for each turn that comes in, and says the result."""
     for line in sys.stdin:

@@ -70,6 +70,25 @@ def test_while_torch_is_imported_it_ends_at_once(tmp_path, signum, after):
     assert not (tmp_path / "checkpoints").exists()
 
 
+IMPORTING = """
+import os
+from mnist_lightning.training.signals import Signals
+
+Signals().install()
+try:
+    os.kill(os.getpid(), {signum:d})
+except BaseException as error:  # what C++ code in the middle of an import cannot do
+    print(repr(error))
+"""
+
+
+@pytest.mark.parametrize("signum", STATUS)
+def test_a_signal_during_the_imports_raises_nothing(signum):
+    words = [sys.executable, "-c", IMPORTING.format(signum=signum)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (STATUS[signum], "", "mnist_lightning: stopped\n")
+
+
 @pytest.mark.parametrize("signum", STATUS)
 def test_before_training_there_is_nothing_to_keep(start, tmp_path, signum):
     process = start("fit", *NET, "--run", "a", moment="set-up", signals=(signum,))
