@@ -225,7 +225,7 @@ class DigitClassifier(LightningModule):
     def _outputs(self, block: Block) -> Tensor:
         """Logits [n, 10] of a large batch."""
         most = self.forward_images * (1 if self.device.type == "cpu" else 10)
-        return torch.cat([self.net(images) for images in block.parts(most)])
+        return torch.cat(list(map(self.net, block.parts(most))))  # `map` holds no part while the next is prepared
 
     def _evaluate(self, split: str, block: Block) -> None:
         output = self._outputs(block)
