@@ -225,7 +225,10 @@ class DigitClassifier(LightningModule):
     def _outputs(self, block: Block) -> Tensor:
         """Logits [n, 10] of a large batch."""
         most = self.forward_images * (1 if self.device.type == "cpu" else 10)
-        return torch.cat(list(map(self.net, block.parts(most))))  # `map` holds no part while the next is prepared
+        outputs = torch.empty(len(block), 10, device=self.device).type(self.dtype)
+        for part, output in zip(outputs.split(most), map(self.net, block.parts(most)), strict=True):
+            part.copy_(output)  # small results kept between large ones would leave holes in the memory
+        return outputs
 
     def _evaluate(self, split: str, block: Block) -> None:
         output = self._outputs(block)
