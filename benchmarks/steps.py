@@ -95,12 +95,12 @@ class Recipe:
 class Items(Dataset):
     """What torchvision's MNIST does for each image: a PIL image, ToTensor, and Normalize if the article has it.
 
-    mccaffrey_cnn has its images as float rows already, and hands them out in a dict.
+    mccaffrey_cnn and Fidle's recipes have their images as float rows already (as the seconds of Fidle's loop tell).
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.rows = recipe.images[:, None].float() / 255 if recipe.name == "mccaffrey_cnn" else None
+        self.rows = recipe.images[:, None].float() / 255 if recipe.name.startswith(("mccaffrey", "fidle")) else None
 
     def __len__(self) -> int:
         return len(self.recipe.labels)

@@ -47,11 +47,11 @@ def yardstick(seed: int, train: tuple[torch.Tensor, ...], test: tuple[torch.Tens
     images, labels = train
     start = time.perf_counter()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.7, 0.9))
-    order = torch.randperm(len(labels)).split(256)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=len(order))
-    for batch in order:
+    steps = -(-len(labels) // 256)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps, cycle_momentum=False)
+    for batch, target in zip(images.split(256), labels.split(256), strict=True):  # in the order of the file
         optimizer.zero_grad()
-        loss = F.cross_entropy(net(images[batch]), labels[batch])
+        loss = F.cross_entropy(net(batch), target)
         loss.backward()
         optimizer.step()
         scheduler.step()
@@ -85,7 +85,8 @@ def cold(seed: int, folder: str) -> float:
 
 
 def cell(values: list[float], form: str) -> str:
-    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
+    std = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{std}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from mnist_lightning import runs
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.data.sources import write_text
 from mnist_lightning.errors import BadSetting, UserError, of_another_process
-from mnist_lightning.settings import PLAIN_FIT, instantiate, option, parse, parser_of, settings_file
+from mnist_lightning.settings import PLAIN_FIT, given, instantiate, option, parse, parser_of, settings_file
 from mnist_lightning.tools.evaluate import run_stage, tell
 from mnist_lightning.training.callbacks import RunKeeper
 from mnist_lightning.training.checkpoints import STATE, also_known_as, check_model, read_checkpoint
@@ -28,13 +28,11 @@ from mnist_lightning.training.trainer import console, make_trainer
 def fit(words: list[str], signals: Signals) -> None:
     """Trains, or continues, one run; tests the checkpoint that is chosen in the end."""
     parser = parser_of("fit")
-    config_file, model, run_name = (option(words, flag) for flag in ("--config", "--model", "--run"))
-    if config_file is not None:
-        settings_file(config_file)
+    config_file, model, run_name = option(words, "--config"), option(words, "--model"), given(words, "--run")
     _check_run_name(run_name)
     base = runs.base_name(config_file, model)
-    root = Path(option(words, "--trainer.default_root_dir") or "checkpoints")
-    ckpt_path = option(words, "--ckpt_path")
+    root = Path(given(words, "--trainer.default_root_dir") or "checkpoints")
+    ckpt_path = given(words, "--ckpt_path")
     job = runs.job_of(words)
     if ckpt_path is None:
         folder, file = _cut_off(root, words)
@@ -45,12 +43,19 @@ def fit(words: list[str], signals: Signals) -> None:
         words = [*_settings_of_run(file, root, checkpoint), *words]
     if option(words, "--model") is None and not _names_model(words):
         if option(words, "--config") is None:
-            parser.set_defaults(PLAIN_FIT | ({} if _computes_in_bf16() else {"trainer.precision": "32-true"}))
+            slow = not _computes_in_bf16(option(words, "--trainer.accelerator"))
+            parser.set_defaults(PLAIN_FIT | ({"trainer.precision": "32-true"} if slow else {}))
         else:
             words = ["--model", "CNN", *words]
     config = parse(parser, words)
     if not 0 <= config.seed < 2**32:
         raise BadSetting(f"--seed is {config.seed}; it must be from 0 to {2**32 - 1}")
+    for name, value, least in (
+        ("seconds", config.checkpoint.every_n_seconds, 0),
+        ("steps", config.checkpoint.every_n_steps, 1),
+    ):
+        if value is not None and value < least:
+            raise BadSetting(f"--checkpoint.every_n_{name} is {value}; it must be at least {least}")
     seed_everything(config.seed, verbose=False)
     settings = instantiate(parser, config)
     data, model = settings.data, settings.model
@@ -107,7 +112,7 @@ def fit(words: list[str], signals: Signals) -> None:
         raise UserError(f"{file} cannot be continued: {type(error).__name__}: {error}") from error
     finally:
         if fresh and folder is not None and not (folder / "last.ckpt").exists():
-            _remove_empty_run(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # a run that never got to its first checkpoint leaves nothing
     if not keeper.last.exists():
         raise UserError(
             "there was no step to train: see --trainer.max_epochs, --trainer.max_steps, --trainer.max_time and "
@@ -122,6 +127,7 @@ def fit(words: list[str], signals: Signals) -> None:
         if ckpt_path in (None, "last") and file != keeper.last:  # a kill came when only best.ckpt was the new one
             also_known_as(file, keeper.last)
     best = keeper.folder / "best.ckpt"
+    trainer.loggers = []  # the result has its own file
     result = run_stage(trainer, model, data, best if best.exists() else keeper.last, "test")
     if trainer.is_global_zero:
         tell(result, keeper.folder)
@@ -167,9 +173,9 @@ def _is_lightnings(error: BaseException) -> bool:
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
 
 
-def _computes_in_bf16() -> bool:
+def _computes_in_bf16(accelerator: str | None) -> bool:
     """Whether the processor that Lightning will take has bf16 arithmetic; without it, autocast makes a CPU slower."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and accelerator != "cpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12 or so
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
@@ -207,6 +213,12 @@ def _pass_on(settings: dict[str, Any], model: Any, data: Any) -> None:
     """Hands on the settings that Lightning itself cannot apply under manual optimization, or would count in blocks."""
     if clip := settings.pop("gradient_clip_val", None):
         model.hparams["gradient_clip_val"] = float(clip)
+    if (model.hparams["gradient_clip_val"] or 0) < 0:
+        raise BadSetting("--trainer.gradient_clip_val must not be below 0")
+    for name in ("val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"):
+        least = 0 if name == "log_every_n_steps" else 1
+        if isinstance(settings.get(name), int | float) and settings[name] < least and not 0 < settings[name] < 1:
+            raise BadSetting(f"--trainer.{name} is {settings[name]}; it must be at least {least}")
     if settings.pop("gradient_clip_algorithm", None) not in (None, "norm"):
         raise BadSetting("--trainer.gradient_clip_algorithm: only norm is there")
     if settings.pop("accumulate_grad_batches", 1) != 1:
@@ -232,11 +244,6 @@ def _save_settings(parser: Any, config: Any, data: MNISTDataModule, folder: Path
     runs.write_whole(f"{note}\n{text}", folder / "config.yaml")
 
 
-def _remove_empty_run(folder: Path) -> None:
-    """A run that never got to its first checkpoint leaves nothing behind."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def _announce(data: MNISTDataModule, model: Any, folder: Path, file: Path | None) -> None:
     if data.source == "synthetic" and data.hparams["source"] == "auto":
         reason = data.download_problem or f"there is no MNIST in {data.root}"
@@ -250,7 +257,9 @@ def _announce(data: MNISTDataModule, model: Any, folder: Path, file: Path | None
     start = f"continues from {file}" if file else "starts"
     source = "SYNTHETIC digits" if data.source == "synthetic" else data.source
     sizes = f"{len(data.labels('train')):,} training images of {source}"
-    console.print(f"Run {folder} {start}: {type(model).__name__}, {sizes}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Run {folder} {start}: {type(model).__name__}, {sizes}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def convert(words: list[str], signals: Signals) -> None:

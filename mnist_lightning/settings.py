@@ -107,6 +107,17 @@ def option(words: list[str], flag: str) -> str | None:
     return values[-1] if values else None
 
 
+def given(words: list[str], flag: str) -> str | None:
+    """The value of one flag, among the words or in the configuration file that they name."""
+    file, value = option(words, "--config"), option(words, flag)
+    if value is not None or file is None:
+        return value
+    found: Any = settings_file(file)
+    for key in flag.removeprefix("--").split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return None if found is None else str(found)
+
+
 def instantiate(parser: Any, config: Any) -> Any:
     """The model and data that the settings describe; raises BadSetting in one line, as `parse` does."""
     from jsonargparse import ArgumentError

@@ -71,7 +71,8 @@ def test_what_a_run_leaves(fit):
     assert not list((RUNS / "mlp").glob("*.tmp"))
     result = outcome("mlp")
     assert result.keys() == {
-        "accuracy", "loss", "images", "correct", "source", "checkpoint", "epoch", "step", "seed", "versions",
+        "accuracy", "loss", "images", "correct", "source", "checkpoint", "epoch", "step", "seed", "precision",
+        "versions",
     }  # fmt: skip
     assert result["versions"].keys() == {"mnist_lightning", "torch", "lightning"}
     assert (result["images"], result["source"], result["seed"]) == (100, "mnist", 0)
@@ -152,11 +153,55 @@ def test_default_root_dir(fit):
     assert not RUNS.exists()
 
 
-def test_plain_fit_is_the_recipe_cnn(cli, tiny_mnist: Path):
+def test_plain_fit_is_the_recipe_cnn(cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mnist_lightning.commands._computes_in_bf16", lambda accelerator: True)
     data = ["--data.root", tiny_mnist, "--data.val_size", 50, "--trainer.max_steps", 1]
     assert cli("fit", *data).status == 0
     assert cli("fit", "--config", RECIPES / "cnn.yaml", *data).status == 0
     assert (RUNS / "cnn" / "config.yaml").read_text() == (RUNS / "cnn-2" / "config.yaml").read_text()
+
+
+def test_test_computes_as_fit_did(fit, cli):
+    fit("--trainer.precision", "64-true", "--run", "a")
+    told = (RUNS / "a" / "test.json").read_text()
+    assert cli("test", "--run", "a").status == 0
+    assert (RUNS / "a" / "test.json").read_text() == told
+    assert json.loads(told)["precision"] == "64-true"
+    assert cli("test", "--run", "a", "--trainer.precision", "bf16-true").status == 0
+    assert json.loads((RUNS / "a" / "test.json").read_text())["loss"] != json.loads(told)["loss"]
+
+
+def test_a_configuration_file_says_where_a_run_lies(tiny, cli, tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("run: chosen\nmodel: MLP\ntrainer: {default_root_dir: elsewhere}\n")
+    assert cli("fit", "--config", "mine.yaml", *tiny).status == 0
+    assert (tmp_path / "elsewhere" / "chosen" / "best.ckpt").exists()
+    assert cli("fit", "--config", "mine.yaml", *tiny, "--run", "other").status == 0
+    assert (tmp_path / "elsewhere" / "other" / "best.ckpt").exists()
+    assert cli("test", "--config", "mine.yaml", "--run", "chosen").status == 0
+
+
+def test_validate_keeps_to_the_images_that_were_held_out(fit, cli):
+    fit("--run", "a")
+    result = cli("validate", "--run", "a", "--data.val_size", 200)
+    assert (result.status, "held out 50 images" in result.err) == (2, True)
+
+
+def test_report(fit, cli):
+    fit("--run", "a", "--trainer.max_epochs", 3)
+    fit("--run", "[b]")
+    with (RUNS / "a" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val_acc"]]
+    accuracy = json.loads((RUNS / "a" / "test.json").read_text())["accuracy"]
+    table = {line.split("│")[1].strip(): line for line in cli("report").out.splitlines() if "│" in line}
+    cells = [cell.strip() for cell in table["a"].split("│")[2:-1]]
+    assert cells == ["3", f"{max(float(row['val_acc']) for row in rows):.2%}", f"{accuracy:.2%}", "mnist"]
+    assert "[b]" in table
+    one = cli("report", "--run", "a").out
+    assert all(f"{float(row['val_loss']):.4f}" in one for row in rows)
+    (RUNS / "[b]" / "metrics.csv").write_text("a,b\n1,2\n")
+    assert "is damaged" in cli("report").out
+    result = cli("report", "--run", "[b]")
+    assert (result.status, "is damaged" in one_line(result)) == (1, True)
 
 
 def test_config_yaml_makes_the_same_run_again(fit, cli):
@@ -509,6 +554,13 @@ WORDS = [
     ("fit --model MLP --model.optimizer Adamm", "--model.optimizer: there is no 'Adamm'; did you mean Adam?"),
     ("fit --model MLP --model.activation Relu", "--model.activation: there is no 'Relu'; did you mean ReLU?"),
     ("fit --model MLP --model.dropout 2", "dropout probability has to be between 0 and 1"),
+    ("fit --model MLP --model.activation GLU", "--model.activation: GLU does not map [n, width] to [n, width]"),
+    ("fit --model MLP --model.output_activation GLU", "--model.output_activation: GLU does not map"),
+    ("fit --model MLP --model.seed 99999999999999999999", "--model.seed is 99999999999999999999; it must be from 0"),
+    ("fit --trainer.val_check_interval 0", "--trainer.val_check_interval is 0; it must be at least 1"),
+    ("fit --trainer.check_val_every_n_epoch 0", "--trainer.check_val_every_n_epoch is 0; it must be at least 1"),
+    ("fit --trainer.gradient_clip_val -1", "--trainer.gradient_clip_val must not be below 0"),
+    ("fit --checkpoint.every_n_steps 0", "--checkpoint.every_n_steps is 0; it must be at least 1"),
     ("fit --seed -1", "--seed is -1; it must be from 0 to"),
     ("fit --seed", "--seed"),
     ("fit --run a/b", "--run 'a/b' is no folder's name"),

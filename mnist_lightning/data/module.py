@@ -19,6 +19,7 @@ EVAL_BATCH_SIZE = 10_000  # 8 MB; Lightning's cost per batch does not show
 IMAGES_PER_BLOCK = 4096  # small enough for the processor's cache, large enough to hide Lightning's cost per batch
 FILE = {"train": "train", "val": "train", "test": "test"}  # validation images come from the training set
 SPLIT_SEED = 0  # the validation images stay the same whatever the seed of the training is
+PART = 1_000_000  # images looked at together to find those that are not held out
 SAMPLE = 60_000  # images looked at for mean and standard deviation; all of MNIST's
 
 
@@ -143,13 +144,15 @@ class MNISTDataModule(LightningDataModule):
         if train_size is not None and train_size > images - val_size:
             raise BadSetting(f"--data.train_size is {train_size}, but only {images - val_size} images are there")
         if val_size == 0:
-            self._subsets["train"] = None if train_size in (None, images) else torch.arange(train_size)
+            self._subsets["train"] = None if train_size in (None, images) else torch.arange(train_size).int()
             return
         held_out = torch.randperm(images, generator=torch.Generator().manual_seed(SPLIT_SEED))[:val_size].sort().values
         kept = torch.ones(images, dtype=torch.bool)
         kept[held_out] = False
         self._subsets["val"] = held_out.int()
-        self._subsets["train"] = kept.nonzero().flatten()[:train_size].int()
+        # part by part: int64 positions of all would be the largest tensor of the program
+        parts = [part.nonzero().flatten().int() + i * PART for i, part in enumerate(kept.split(PART))]
+        self._subsets["train"] = torch.cat(parts)[:train_size]
 
     # ------------------------------------------------------------------ from tensors to batches
 

@@ -1,6 +1,7 @@
 """DigitClassifier: everything that MLP and CNN share: loss, metrics, optimizer, and the block of steps."""
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
@@ -16,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from mnist_lightning.data.loader import Block, TensorLoader, derived_seed, global_seed
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models.layers import named
+from mnist_lightning.models.limits import check_use
 from mnist_lightning.models.metrics import MeanLoss
 
 SMALL_STEP = 2_000_000  # multiplications of a forward through fully connected layers
@@ -57,6 +60,8 @@ class DigitClassifier(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.hparams["seed"] = global_seed() if seed is None else seed
+        if not 0 <= self.hparams["seed"] < 2**63:
+            raise BadSetting(f"--model.seed is {seed}; it must be from 0 to {2**63 - 1}")
         self.automatic_optimization = False  # a block holds several optimizer steps
         if lr < 0:
             raise BadSetting(f"--model.lr is {lr}; it must not be below 0")
@@ -82,6 +87,9 @@ class DigitClassifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
+    def setup(self, stage: str) -> None:
+        check_use(self.trainer)
+
     # ------------------------------------------------------------------ training
 
     def training_step(self, block: Block, batch_idx: int) -> dict[str, Tensor]:
@@ -99,7 +107,7 @@ class DigitClassifier(LightningModule):
                     break
                 # Random state is a function of the step: a resumed run draws what the first would have drawn.
                 seed_generators(device, stream + step)
-                output = self.net(images)
+                output = self.forward(images)
                 loss = self._loss(output, target)
                 for parameter in parameters:  # optimizer.zero_grad() takes ten times as long
                     parameter.grad = None
@@ -124,9 +132,14 @@ class DigitClassifier(LightningModule):
 
     @contextmanager
     def _only_listeners(self) -> Iterator[None]:
-        """Leaves Lightning only those callbacks that listen inside a step; it calls each one four times a step."""
+        """Leaves Lightning only those callbacks that listen inside a step; it calls each one three times a step."""
         callbacks = self.trainer.callbacks
-        self.trainer.callbacks = [c for c in callbacks if any(is_overridden(hook, c, Callback) for hook in STEP_HOOKS)]
+        self.trainer.callbacks = [
+            callback
+            for callback in callbacks
+            if any(is_overridden(hook, callback, Callback) for hook in STEP_HOOKS)
+            or isinstance(callback, RichProgressBar)  # its thread looks for it there
+        ]
         try:
             yield
         finally:
@@ -137,7 +150,9 @@ class DigitClassifier(LightningModule):
         """One CPU thread for steps so small that to wake a second costs more than it helps."""
         threads = torch.get_num_threads()
         small = block.sizes[0] * sum(parameter.numel() for parameter in self.net.parameters()) < SMALL_STEP
-        if small and not any(isinstance(layer, nn.Conv2d) for layer in self.net):  # a convolution reuses its weights
+        if small and not any(
+            isinstance(layer, nn.Conv2d) for layer in self.net.modules()
+        ):  # a convolution reuses its weights
             torch.set_num_threads(1)
         try:
             yield
@@ -173,11 +188,11 @@ class DigitClassifier(LightningModule):
     def configure_optimizers(self) -> Any:
         args = dict(self.hparams["optimizer_args"] or {})
         kind = named(torch.optim, self.hparams["optimizer"], Optimizer, "--model.optimizer")
-        if "fused" in inspect.signature(kind).parameters and self.device.type in ("cpu", "cuda"):
+        if "fused" in inspect.signature(kind).parameters and not {"foreach", "differentiable"} & set(args):
             args.setdefault("fused", True)  # one kernel for all parameters; a loop over them in Python otherwise
         try:
             optimizer = kind(self.parameters(), lr=self.hparams["lr"], **args)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise BadSetting(f"--model.optimizer {kind.__name__} does not take {args}: {error}") from error
         if not self.hparams["scheduler"]:
             return optimizer
@@ -186,8 +201,14 @@ class DigitClassifier(LightningModule):
         if kind is lr_scheduler.OneCycleLR:
             args = {"max_lr": self.hparams["lr"], "total_steps": self.scheduled_steps} | args
         try:
+            trial = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.hparams["lr"], momentum=0.9)
+            tried = kind(trial, **args)
+            trial.step()
+            tried.step(*[1.0] * issubclass(kind, lr_scheduler.ReduceLROnPlateau))  # some mistakes show only here
             scheduler = kind(optimizer, **args)
-        except (TypeError, ValueError) as error:
+            if getattr(scheduler, "total_steps", math.inf) < (self.scheduled_steps or 0):
+                raise ValueError(f"the training has {self.scheduled_steps} steps")
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise BadSetting(f"--model.scheduler {kind.__name__} does not take {args}: {error}") from error
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
@@ -226,7 +247,7 @@ class DigitClassifier(LightningModule):
         """Logits [n, 10] of a large batch."""
         most = self.forward_images * (1 if self.device.type == "cpu" else 10)
         outputs = torch.empty(len(block), 10, device=self.device).type(self.dtype)
-        for part, output in zip(outputs.split(most), map(self.net, block.parts(most)), strict=True):
+        for part, output in zip(outputs.split(most), map(self.forward, block.parts(most)), strict=True):
             part.copy_(output)  # small results kept between large ones would leave holes in the memory
         return outputs
 
@@ -249,6 +270,11 @@ class DigitClassifier(LightningModule):
                 self._write(trainer.global_step, trainer.current_epoch + 1, self._rate(), row)
                 self.epoch_results = {}
 
+    def on_validation_start(self) -> None:
+        if self.trainer.world_size > 1:  # batch normalisation: all validate what the first writes into a checkpoint
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def on_test_epoch_end(self) -> None:
         self._results("test")
 
@@ -264,7 +290,7 @@ class DigitClassifier(LightningModule):
         for name in (f"{split}_loss", f"{split}_acc"):
             results[name] = self.metrics[name].compute().item()
             self.metrics[name].reset()
-        self.log_dict(results, logger=False)
+        self.log_dict(results, logger=self.trainer.state.fn != "fit")  # else `_write` does
         return results
 
     def _log_steps(self, first: int, losses: Tensor, rates: list[float]) -> None:

@@ -39,8 +39,16 @@ def named(module: Any, name: str, base: type, flag: str) -> Any:
     return kinds[name]
 
 
-def activation_layer(name: str) -> nn.Module:
-    return named(nn.modules.activation, name, nn.Module, "--model.activation")()
+def activation_layer(name: str, flag: str = "--model.activation") -> nn.Module:
+    """The torch.nn activation of that name; raises BadSetting for one that changes the shape or takes arguments."""
+    kind = named(nn.modules.activation, name, nn.Module, flag)
+    try:
+        layer = kind()
+        if layer(torch.zeros(3, 5)).shape == (3, 5):
+            return layer
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+        pass
+    raise BadSetting(f"{flag}: {name} does not map [n, width] to [n, width]; take another, such as ReLU")
 
 
 def fully_connected(width: int, hidden: list[int], dropout: float | list[float], activation: str) -> list[nn.Module]:

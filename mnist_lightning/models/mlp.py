@@ -30,5 +30,5 @@ class MLP(DigitClassifier):
         super().__init__(**kwargs)
         layers = [nn.Flatten(), *fully_connected(28 * 28, hidden, dropout, activation)]  # [n, 1, 28, 28] -> [n, 10]
         if output_activation:
-            layers.append(activation_layer(output_activation))
+            layers.append(activation_layer(output_activation, "--model.output_activation"))
         self.net = nn.Sequential(*layers)

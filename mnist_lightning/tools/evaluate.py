@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.markup import escape
 from rich.table import Table
 
 from mnist_lightning import __version__, runs
 from mnist_lightning.data.module import MNISTDataModule
-from mnist_lightning.errors import UserError
-from mnist_lightning.settings import instantiate, option, parse, parser_of
-from mnist_lightning.training.checkpoints import load_weights, model_of, read_checkpoint
+from mnist_lightning.errors import BadSetting, UserError
+from mnist_lightning.settings import given, instantiate, option, parse, parser_of
+from mnist_lightning.training.checkpoints import STATE, load_weights, model_of, read_checkpoint
 from mnist_lightning.training.signals import Signals
 from mnist_lightning.training.trainer import SignalsAgain, console, make_trainer
 
@@ -24,7 +26,7 @@ def evaluate(stage: str, words: list[str], signals: Signals) -> None:
     """Evaluates a checkpoint, by default the best of the newest run."""
     parser = parser_of(stage)
     config_file, run_name = option(words, "--config"), option(words, "--run")
-    root = Path(option(words, "--trainer.default_root_dir") or "checkpoints")
+    root = Path(given(words, "--trainer.default_root_dir") or "checkpoints")
     if {"-h", "--help"} & set(words):
         parse(parser, words)
     ckpt_path = option(words, "--ckpt_path")
@@ -39,8 +41,11 @@ def evaluate(stage: str, words: list[str], signals: Signals) -> None:
     known["normalize"] = [trained_on["mean"], trained_on["std"]]
     known["steps_per_block"] = None
     parser.set_defaults({f"data.{key}": value for key, value in known.items()})
+    parser.set_defaults({"trainer.precision": checkpoint[STATE]["precision"]})
     config = parse(parser, _without_config(words))
     settings = instantiate(parser, config)
+    if stage == "validate" and settings.data.hparams["val_size"] != known["val_size"]:
+        raise BadSetting(f"--data.val_size: {file} held out {known['val_size']} images; it was trained on the others")
     model = model_of(checkpoint, file)
     trainer = make_trainer(settings.trainer, [SignalsAgain(signals)])
     result = run_stage(trainer, model, settings.data, file, stage)
@@ -64,7 +69,17 @@ def _without_config(words: list[str]) -> list[str]:
 def run_stage(trainer: Trainer, model: Any, data: MNISTDataModule, file: Path, stage: str) -> dict[str, Any]:
     """Loads the weights of `file` and runs a stage over all its images, each counted once."""
     checkpoint = read_checkpoint(file)
+    trainer.precision_plugin.convert_module(model)  # 64-true: before the weights come, not after
     load_weights(model, checkpoint, file)
+    try:
+        return _run_stage(trainer, model, data, file, stage, checkpoint)
+    except MisconfigurationException as error:
+        raise BadSetting(f"--trainer: {str(error).splitlines()[0]}") from error
+
+
+def _run_stage(
+    trainer: Trainer, model: Any, data: MNISTDataModule, file: Path, stage: str, checkpoint: dict[str, Any]
+) -> dict[str, Any]:
     split = "val" if stage == "validate" else "test"
     result = {"source": data.source, "checkpoint": str(file)}
     if stage == "predict":
@@ -82,7 +97,7 @@ def run_stage(trainer: Trainer, model: Any, data: MNISTDataModule, file: Path, s
         trainer.test(model, datamodule=data, verbose=False)
         loaders = [trainer.test_dataloaders]
         batches = trainer.num_test_batches
-    if not any(batches):
+    if not any(batches) or f"{split}_acc" not in trainer.callback_metrics:  # --trainer.barebones keeps nothing
         raise UserError(f"no image was evaluated: see --trainer.limit_{split}_batches")
     steps = min(batches[0] * loaders[0].steps_per_block, loaders[0].batches)  # Lightning counts blocks
     images = loaders[0].images_after(steps)  # all of them, but for such a limit
@@ -95,6 +110,7 @@ def run_stage(trainer: Trainer, model: Any, data: MNISTDataModule, file: Path, s
         **result,
         "source": data.source,
         "split": split,
+        "precision": str(trainer.precision),
         "epoch": checkpoint["epoch"],
         "step": checkpoint["global_step"],
         "seed": checkpoint["hyper_parameters"].get("seed"),
@@ -128,6 +144,8 @@ def tell(result: dict[str, Any], folder: Path | None) -> None:
     kept = {key: value for key, value in result.items() if key != "split"}
     runs.write_whole(json.dumps(kept, indent=2) + "\n", place / f"{split}.json")
     table = Table(title=f"{'Test' if split == 'test' else 'Validation'} result", show_header=False, min_width=50)
+    table.add_column()
+    table.add_column(overflow="fold")  # a path is there to be copied
     source = result["source"]
     table.add_row(
         "accuracy",
@@ -135,8 +153,9 @@ def tell(result: dict[str, Any], folder: Path | None) -> None:
     )
     table.add_row("loss", f"{result['loss']:.4f}")
     table.add_row("images of", "[bold red]SYNTHETIC digits, not MNIST[/]" if source == "synthetic" else source)
-    table.add_row("checkpoint", f"{result['checkpoint']}  (epoch {result['epoch']})")
-    table.add_row("run folder", str(place))
+    moment = f"epoch {result['epoch']}" if result["epoch"] else f"step {result['step']}"
+    table.add_row("checkpoint", escape(f"{result['checkpoint']}  ({moment})"))
+    table.add_row("run folder", escape(str(place)))
     console.print(table)
 
 

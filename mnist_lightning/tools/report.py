@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mnist_lightning import runs
+from mnist_lightning.errors import UserError
 
 console = Console()
+NOT_OURS = (AttributeError, LookupError, TypeError, ValueError, csv.Error)  # what a damaged file comes to
 
 
 def report(root: Path, run: str | None) -> None:
@@ -19,27 +22,37 @@ def report(root: Path, run: str | None) -> None:
         runs.newest_run(root, None)  # says so if there is none
         _all_runs(root)
     else:
-        _one_run(runs.named_run(root, run))
+        folder = runs.named_run(root, run)
+        try:
+            _one_run(folder)
+        except NOT_OURS as error:
+            raise UserError(f"{folder}: metrics.csv or test.json is damaged") from error
 
 
 def _all_runs(root: Path) -> None:
     table = Table("run", "epochs", "validation", "test", "images of")
     for folder in sorted(file.parent for file in root.glob("*/config.yaml")):
-        rows, result = _epochs(folder), _result(folder / "test.json")
-        validated = [float(row["val_acc"]) for row in rows if row["val_acc"]]
-        source = str(result.get("source", ""))
-        table.add_row(
-            folder.name,
-            rows[-1]["epoch"] if rows else "0",
-            f"{max(validated):.2%}" if validated else "",
-            f"{result['accuracy']:.2%}" if "accuracy" in result else "",
-            "[red]synthetic, not MNIST[/]" if source == "synthetic" else source,
-        )
+        try:
+            table.add_row(escape(folder.name), *_summary(folder))
+        except NOT_OURS:
+            table.add_row(escape(folder.name), "", "", "", "[red]metrics.csv or test.json is damaged[/]")
     console.print(table)
 
 
+def _summary(folder: Path) -> list[str]:
+    rows, result = _epochs(folder), _result(folder / "test.json")
+    validated = [float(row["val_acc"]) for row in rows if row["val_acc"]]
+    source = str(result.get("source", ""))
+    return [
+        rows[-1]["epoch"] if rows else "0",
+        f"{max(validated):.2%}" if validated else "",
+        f"{result['accuracy']:.2%}" if "accuracy" in result else "",
+        "[red]synthetic, not MNIST[/]" if source == "synthetic" else escape(source),
+    ]
+
+
 def _one_run(folder: Path) -> None:
-    table = Table("epoch", "images", "learning rate", title=str(folder))
+    table = Table("epoch", "images", "learning rate", title=escape(str(folder)))
     splits = [split for split in ("train", "val", "test") if any(row[f"{split}_acc"] for row in _epochs(folder))]
     for split in splits:
         table.add_column(f"{split} accuracy", justify="right")

@@ -46,6 +46,7 @@ class RunKeeper(Checkpoint):
         self.stopped_by: str | None = None
         self._saved_at = 0.0  # time.monotonic()
         self._saved_step = 0
+        self._validated_step = -1
         self._unseen: list[Tensor] = []  # losses on the device that have not been looked at yet
         self._train_metrics: dict[str, Any] | None = None
 
@@ -91,6 +92,7 @@ class RunKeeper(Checkpoint):
             self._save_and_stop(trainer, due, received)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._validated_step = trainer.global_step
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
             due = self._due(trainer.global_step)
             received, _, due = self._agree(trainer, self.signals.received, 0, due)
@@ -147,6 +149,8 @@ class RunKeeper(Checkpoint):
     def _is_best(self, trainer: Trainer) -> bool:
         metrics = trainer.callback_metrics
         if "val_acc" not in metrics or self._position(trainer)["batch"]:
+            return False
+        if self._validated_step != trainer.global_step:  # with some --trainer.val_check_interval: of earlier weights
             return False
         score = (float(metrics["val_acc"]), -float(metrics["val_loss"]))
         if self.best is None or score > self.best:

@@ -128,6 +128,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises UserError, in one line, for a file that is missing, damaged, foreign or hostile.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe has to be waited for, a device no end
+            raise UserError(f"{path} is a pipe or a device, no checkpoint: see --ckpt_path")
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} is no checkpoint of mnist_lightning: it is larger than any")
         data = path.read_bytes()
@@ -214,7 +216,11 @@ def load_weights(model: DigitClassifier, checkpoint: dict[str, Any], path: Path)
 
 
 def load_model(path: str | Path) -> DigitClassifier:
-    """The classifier of a checkpoint, ready to use: float32 [n, 1, 28, 28] normalised -> logits [n, 10]."""
+    """The classifier of a checkpoint, ready to use: float32 [n, 1, 28, 28] normalised -> logits [n, 10].
+
+    Mean and standard deviation of its training images are in the checkpoint, under "MNISTDataModule". Raises
+    UserError for a file that is missing, damaged or foreign.
+    """
     return model_of(read_checkpoint(Path(path)), Path(path)).eval()
 
 

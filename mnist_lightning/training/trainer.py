@@ -28,9 +28,10 @@ def _quiet() -> None:
     for message in (
         ".*turning off the (train|val) dataloader shuffling.*",  # --trainer.overfit_batches: so does the data module
         ".*sync_dist=True.*",  # what is logged has been synchronised by torchmetrics
+        ".*have no logger configured.*",  # results have their own files
         ".*smaller than the logging interval.*",  # it counts blocks; rows are written by steps
         ".*litlogger.*", ".*litmodels.*",
-        ".*Total length of `list` across ranks is zero.*",  # no validation images, as asked for
+        ".*Total length of `\\w+` across ranks is zero.*",  # no validation images, as asked for
         ".*is not supported by the model summary.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):  # fmt: skip
@@ -81,7 +82,7 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
         settings["enable_checkpointing"] = False
     try:
         return Trainer(**settings, callbacks=callbacks, logger=False, plugins=[DurableCheckpointIO()])
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise BadSetting(f"--trainer: {str(error).splitlines()[0]}") from error
 
 
