@@ -71,7 +71,7 @@ def write(row: str, recipe: str) -> None:
     intro = [
         f"On {machine()}. Accuracy on MNIST's 10,000 test images, on which nothing is chosen. Training "
         "seconds: mean, up to the last checkpoint, imports and test apart; in brackets if others took more than "
-        "a twentieth of the machine meanwhile. At a time: trainings that shared the cores.",
+        "a twentieth of the machine meanwhile, or several trainings (at a time) shared the cores.",
         "",
         "    MNIST_ROOT=/path/to/mnist python benchmarks/accuracy.py --jobs 2",
         "",

@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from mnist_lightning.training.checkpoints import read_checkpoint
+from mnist_lightning.runs import newest_run
+from mnist_lightning.training.checkpoints import load_model, read_checkpoint
 
 RECIPES = Path(__file__).parents[1] / "configs"
 RUNS = Path("checkpoints")
@@ -278,6 +279,15 @@ def test_the_newest_run_is_meant(fit, cli):
     assert "checkpoints/a" in cli("test", "--run", "a").out
 
 
+def test_the_newest_run_of_a_recipe_is_none_of_one_with_a_longer_name(tmp_path: Path):
+    for i, name in enumerate(("fidle_cnn", "fidle_cnn-2", "fidle_cnn2", "fidle_cnn2-2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+        os.utime(tmp_path / name / "config.yaml", (i, i))
+    assert newest_run(tmp_path, "fidle_cnn").name == "fidle_cnn-2"
+    assert newest_run(tmp_path, None).name == "fidle_cnn2-2"
+
+
 def test_predict_writes_a_table(fit, cli, tiny_digits):
     fit()
     assert cli("predict").status == 0
@@ -285,7 +295,12 @@ def test_predict_writes_a_table(fit, cli, tiny_digits):
     assert [int(row["image"]) for row in table] == list(range(100))
     assert [int(row["label"]) for row in table] == tiny_digits[1][1].tolist()
     assert sum(row["label"] == row["prediction"] for row in table) == outcome("mlp")["correct"]
-    assert all(0.1 <= float(row["probability"]) <= 1 for row in table)
+    checkpoint = read_checkpoint(RUNS / "mlp" / "best.ckpt")
+    mean, std = (checkpoint["MNISTDataModule"][name] for name in ("mean", "std"))
+    images = (tiny_digits[1][0].unsqueeze(1) / 255 - mean) / std
+    with torch.inference_mode():
+        probabilities = load_model(RUNS / "mlp" / "best.ckpt")(images).softmax(1).amax(1)
+    assert [float(row["probability"]) for row in table] == pytest.approx(probabilities.tolist(), abs=1e-5)
 
 
 def test_a_checkpoint_carries_its_normalisation(fit, cli, tiny_mnist: Path, tmp_path: Path):

@@ -65,7 +65,7 @@ class Block:
 
 
 class TensorLoader:
-    """An iterable of `Block`s over `images` uint8 [N, 28, 28] and `labels` [N]; what Lightning takes for a loader.
+    """An iterable of `Block`s over `images` uint8 [N, 28, 28] and `labels` [N], as MNISTDataModule makes it.
 
     `subset` (int [M]) restricts it to some images. `batch_size` counts images on this rank, as everywhere in
     Lightning; one mini-batch of all ranks together has `batch_size * world_size`. A last, smaller mini-batch is
@@ -138,7 +138,7 @@ class TensorLoader:
             order = torch.randperm(self.size, generator=generator, dtype=torch.int32)
         else:
             order = torch.arange(self.size, dtype=torch.int32)
-        order = order if self.subset is None else self.subset[order]
+        order = order if self.subset is None else self.subset.index_select(0, order)  # `[order]` makes int64 of it
         return order.to(self.images.device)
 
     def _block(self, order: Tensor, start: int, end: int) -> Block:

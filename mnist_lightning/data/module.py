@@ -146,13 +146,17 @@ class MNISTDataModule(LightningDataModule):
         if val_size == 0:
             self._subsets["train"] = None if train_size in (None, images) else torch.arange(train_size).int()
             return
-        held_out = torch.randperm(images, generator=torch.Generator().manual_seed(SPLIT_SEED))[:val_size].sort().values
+        generator = torch.Generator().manual_seed(SPLIT_SEED)
+        held_out = torch.randperm(images, generator=generator, dtype=torch.int32)[:val_size].sort().values
         kept = torch.ones(images, dtype=torch.bool)
         kept[held_out] = False
-        self._subsets["val"] = held_out.int()
-        # part by part: int64 positions of all would be the largest tensor of the program
-        parts = [part.nonzero().flatten().int() + i * PART for i, part in enumerate(kept.split(PART))]
-        self._subsets["train"] = torch.cat(parts)[:train_size]
+        self._subsets["val"] = held_out
+        train, done = torch.empty(images - val_size, dtype=torch.int32), 0
+        for start in range(0, images, PART):  # int64 positions of all would be the largest tensor of the program
+            found = kept[start : start + PART].nonzero().flatten() + start
+            train[done : done + len(found)] = found
+            done += len(found)
+        self._subsets["train"] = train[:train_size]
 
     # ------------------------------------------------------------------ from tensors to batches
 

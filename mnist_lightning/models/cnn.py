@@ -76,5 +76,5 @@ class CNN(DigitClassifier):
             if side < 1:
                 raise BadSetting("--model: the stages leave nothing of 28x28; pool less or pad more")
         layers += [nn.Flatten(), *fully_connected(width * side * side, hidden, dropout, activation)]  # -> [n, 10]
-        # the layout that convolution kernels work in: a CPU needs 15 to 30 % less time, half with bf16
+        # the layout that convolution kernels work in; what it is worth tells benchmarks/tricks.py
         self.net = nn.Sequential(*layers).to(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ MAY_BE_ZERO = ("dropout", "conv_dropout", "padding")
 
 
 class Dropout(nn.Dropout):
-    """torch's dropout in a quarter of its time on the CPU: there torch draws 64 random bits for each value, this 16.
+    """torch's dropout, faster on the CPU: there torch draws 64 random bits for each value, this 16.
 
     p is rounded to a multiple of 2**-16, and the scale goes with it, so that the mean stays exact.
     """

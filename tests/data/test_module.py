@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mnist_lightning.cli import main
 from mnist_lightning.data.loader import Block
-from mnist_lightning.data.module import MNISTDataModule
+from mnist_lightning.data.module import MNISTDataModule, _spread
 from mnist_lightning.data.sources import Digits, read_idx, write_text
 from mnist_lightning.data.synthetic import synthetic_digits
 from mnist_lightning.errors import BadSetting, UserError
@@ -291,3 +291,9 @@ def test_real_mnist(real_mnist: Path):
     assert len(data.labels("val")) == 5_000
     assert len(data.labels("test")) == 10_000
     assert len(data.train_dataloader()) == 14  # 1,719 batches of 32, 128 a block
+
+
+def test_a_sample_is_spread_over_all_images():
+    images = torch.arange(1000)
+    assert [part.tolist() for part in _spread(images, most=20, size=10)] == [[*range(i, i + 10)] for i in (0, 500)]
+    assert torch.equal(torch.cat([*_spread(images, most=1000, size=300)]), images)

@@ -3,7 +3,6 @@
 import csv
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +18,7 @@ from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.data.sources import read_idx
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models import CNN, MLP, DigitClassifier
-from mnist_lightning.training.callbacks import RunKeeper
 from mnist_lightning.training.metrics_csv import MetricsCSV
-from mnist_lightning.training.signals import Signals
 
 pytestmark = pytest.mark.usefixtures("quiet")
 BATCHES = 8  # of 32 images, the last of 26, in an epoch of 250
@@ -358,22 +355,3 @@ def test_a_subclass_may_have_a_forward_of_its_own(train):
 
     *_, rows = train(kind=Zero)
     assert [float(row["val_loss"]) for row in rows if row["val_loss"]] == [pytest.approx(math.log(10))]
-
-
-def test_best_is_of_weights_that_have_been_validated():
-    """With some --trainer.val_check_interval an epoch's end has the accuracy of earlier weights."""
-    keeper = RunKeeper(Path(), Signals())
-    metrics = {"val_acc": torch.tensor(0.5), "val_loss": torch.tensor(1.0)}
-    trainer: Any = SimpleNamespace(
-        callback_metrics=metrics,
-        global_step=30,
-        is_last_batch=True,
-        sanity_checking=False,
-        state=SimpleNamespace(fn="fit"),
-    )
-    keeper._position = lambda trainer: {"batch": 0}  # type: ignore[method-assign, assignment, return-value]
-    keeper.on_validation_end(trainer, MLP())
-    trainer.global_step = 32
-    assert not keeper._is_best(trainer)
-    keeper.on_validation_end(trainer, MLP())
-    assert keeper._is_best(trainer)

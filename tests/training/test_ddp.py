@@ -80,6 +80,17 @@ def test_every_image_is_counted_once_and_predicted_in_order(start, ranks, odd_di
     assert found[0] == found[1]
 
 
+def test_all_ranks_validate_the_running_statistics_of_the_checkpoint(start, ranks, tmp_path):
+    """Each rank's batch normalisation sees images of its own."""
+    order = "--model.order=[conv,norm,activation,pool,dropout]"
+    finish(ranks(2, "fit", *NET, order, "--data.batch_size", 5, "--trainer.max_epochs", 1, "--run", "a"))
+    (row,) = (row for row in rows(tmp_path / "runs" / "a") if row["val_acc"])
+    finish([start("validate", "--run", "a", "--ckpt_path", "last")])
+    found = json.loads((tmp_path / "runs" / "a" / "val.json").read_text())
+    assert found["loss"] == pytest.approx(float(row["val_loss"]), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(float(row["val_acc"]))
+
+
 def test_another_number_of_processes_goes_on_if_the_global_batch_is_the_same(start, ranks, tmp_path):
     words = [*PLAIN, "--model.optimizer", "SGD", "--data.batch_size"]
     assert start("fit", *words, 12, "--run", "one").wait() == 0
