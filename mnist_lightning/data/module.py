@@ -151,12 +151,12 @@ class MNISTDataModule(LightningDataModule):
         kept = torch.ones(images, dtype=torch.bool)
         kept[held_out] = False
         self._subsets["val"] = held_out
-        train, done = torch.empty(images - val_size, dtype=torch.int32), 0
+        rest, done = torch.empty(images - val_size, dtype=torch.int32), 0
         for start in range(0, images, PART):  # int64 positions of all would be the largest tensor of the program
             found = kept[start : start + PART].nonzero().flatten() + start
-            train[done : done + len(found)] = found
+            rest[done : done + len(found)] = found
             done += len(found)
-        self._subsets["train"] = train[:train_size]
+        self._subsets["train"] = rest[:train_size]
 
     # ------------------------------------------------------------------ from tensors to batches
 
