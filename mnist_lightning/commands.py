@@ -272,6 +272,8 @@ def convert(words: list[str], signals: Signals) -> None:
     if config.rows is not None and not 1 <= config.rows <= len(digits.labels):
         raise BadSetting(f"--rows is {config.rows}; there are {len(digits.labels)} images")
     rows = slice(config.rows)
+    if runs.is_device(Path(config.output)):
+        raise UserError(f"{config.output} is a pipe or a device, which would be replaced: give a file's name")
     write_text(type(digits)(digits.images[rows], digits.labels[rows]), Path(config.output))
     console.print(
         f"{len(digits.labels[rows]):,} images of {data.source} written to {config.output}",

@@ -189,6 +189,11 @@ def _plain(value: Any) -> Any:
     return list(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
+def is_device(path: Path) -> bool:
+    """Whether this is a pipe, which would be waited for, or a device, which may have no end."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def write_whole(text: str, path: Path) -> None:
     """Writes the file whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")

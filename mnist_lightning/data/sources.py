@@ -286,8 +286,6 @@ def _row_with_oddities(values: list[bytes], where: str) -> bytes:
 def write_text(digits: Digits, path: Path) -> None:
     """Writes what read_text reads; the file appears whole or not at all."""
     text = [str(value) for value in range(256)]
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{path} is a pipe or a device, which would be replaced: give a file's name")
     part = path.parent / f"{path.name}.{os.getpid()}.part"
     try:
         with open(part, "w", encoding="ascii", newline="\n") as file:

@@ -1,7 +1,5 @@
 """DigitClassifier: everything that MLP and CNN share: loss, metrics, optimizer, and the block of steps."""
 
-import inspect
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -20,6 +18,7 @@ from mnist_lightning.errors import BadSetting
 from mnist_lightning.models.layers import named
 from mnist_lightning.models.limits import check_use
 from mnist_lightning.models.metrics import MeanLoss
+from mnist_lightning.models.optimizers import optimizer_of, scheduler_of
 
 SMALL_STEP = 2_000_000  # multiplications of a forward through fully connected layers
 STEP_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
@@ -186,31 +185,13 @@ class DigitClassifier(LightningModule):
             scheduler.step()
 
     def configure_optimizers(self) -> Any:
-        args = dict(self.hparams["optimizer_args"] or {})
-        kind = named(torch.optim, self.hparams["optimizer"], Optimizer, "--model.optimizer")
-        if "fused" in inspect.signature(kind).parameters and not {"foreach", "differentiable"} & set(args):
-            args.setdefault("fused", True)  # one kernel for all parameters; a loop over them in Python otherwise
-        try:
-            optimizer = kind(self.parameters(), lr=self.hparams["lr"], **args)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise BadSetting(f"--model.optimizer {kind.__name__} does not take {args}: {error}") from error
+        optimizer = optimizer_of(self.parameters(), self.hparams, self.device)
         if not self.hparams["scheduler"]:
             return optimizer
-        args = dict(self.hparams["scheduler_args"] or {})
-        kind = named(lr_scheduler, self.hparams["scheduler"], lr_scheduler.LRScheduler, "--model.scheduler")
-        if kind is lr_scheduler.OneCycleLR:
-            args = {"max_lr": self.hparams["lr"], "total_steps": self.scheduled_steps} | args
-        try:
-            trial = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.hparams["lr"], momentum=0.9)
-            tried = kind(trial, **args)
-            trial.step()
-            tried.step(*[1.0] * issubclass(kind, lr_scheduler.ReduceLROnPlateau))  # some mistakes show only here
-            scheduler = kind(optimizer, **args)
-            if getattr(scheduler, "total_steps", math.inf) < (self.scheduled_steps or 0):
-                raise ValueError(f"the training has {self.scheduled_steps} steps")
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise BadSetting(f"--model.scheduler {kind.__name__} does not take {args}: {error}") from error
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": scheduler_of(optimizer, self.hparams, self.scheduled_steps),
+        }
 
     def _scheduler(self, interval: str) -> Any:
         """The scheduler if this is its interval. Lightning steps none under manual optimization."""

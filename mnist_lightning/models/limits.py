@@ -6,7 +6,7 @@ from lightning.pytorch import callbacks
 
 from mnist_lightning.errors import BadSetting
 
-# These run steps of their own, or look at each batch as if it were a step.
+# These run steps of their own, or want a module of another structure.
 REFUSED = (callbacks.BatchSizeFinder, callbacks.LearningRateFinder, callbacks.BackboneFinetuning)
 BY_BATCH = (callbacks.WeightAveraging,)
 
@@ -18,6 +18,6 @@ def check_use(trainer: Any) -> None:
     for callback in trainer.callbacks:
         name = type(callback).__name__
         if isinstance(callback, REFUSED):
-            raise BadSetting(f"--trainer.callbacks {name} does not work with blocks of steps: leave it out")
+            raise BadSetting(f"--trainer.callbacks {name} does not work with these modules: leave it out")
         if isinstance(callback, BY_BATCH) and trainer.datamodule.steps_per_block > 1:
             raise BadSetting(f"--trainer.callbacks {name} acts once a block: give --data.steps_per_block 1 with it")

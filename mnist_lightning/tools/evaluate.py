@@ -25,7 +25,7 @@ from mnist_lightning.training.trainer import SignalsAgain, console, make_trainer
 def evaluate(stage: str, words: list[str], signals: Signals) -> None:
     """Evaluates a checkpoint, by default the best of the newest run."""
     parser = parser_of(stage)
-    config_file, run_name = option(words, "--config"), option(words, "--run")
+    config_file, run_name = option(words, "--config"), given(words, "--run")
     root = Path(given(words, "--trainer.default_root_dir") or "checkpoints")
     if {"-h", "--help"} & set(words):
         parse(parser, words)

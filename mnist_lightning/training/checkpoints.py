@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mnist_lightning.errors import UserError
 from mnist_lightning.models import MODELS, DigitClassifier
+from mnist_lightning.runs import is_device
 from mnist_lightning.training.strangers import LARGEST, STATE, check_pickle, check_values
 
 MARK = b"sha256:"
@@ -128,7 +129,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises UserError, in one line, for a file that is missing, damaged, foreign or hostile.
     """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe has to be waited for, a device no end
+        if is_device(path):
             raise UserError(f"{path} is a pipe or a device, no checkpoint: see --ckpt_path")
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} is no checkpoint of mnist_lightning: it is larger than any")
