@@ -69,12 +69,13 @@ def spread(values: list[float]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args()
     images, labels = read_idx(MNIST, "test")
     lines = ["| recipe | test / bare loop | predict / bare loop | bare loop, ms |", "| --- | --- | --- | --- |"]
-    for recipe in RECIPES:
+    for recipe in options.recipes:
         with tempfile.TemporaryDirectory() as folder:
             where = ["--trainer.default_root_dir", folder, "--trainer.accelerator", "cpu", "--run", recipe]
             config = ["--config", str(ROOT / "configs" / f"{recipe}.yaml"), "--data.root", str(MNIST)]

@@ -337,7 +337,7 @@ def test_callbacks_that_take_a_block_for_a_step_are_refused(train, callback, blo
     if works:
         train(block, callbacks=[callback()])
     else:
-        with pytest.raises(BadSetting, match="--trainer.callbacks"):
+        with pytest.raises(BadSetting, match=r"--trainer\.callbacks"):
             train(block, callbacks=[callback()])
 
 
