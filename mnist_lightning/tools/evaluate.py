@@ -69,7 +69,6 @@ def _without_config(words: list[str]) -> list[str]:
 def run_stage(trainer: Trainer, model: Any, data: MNISTDataModule, file: Path, stage: str) -> dict[str, Any]:
     """Loads the weights of `file` and runs a stage over all its images, each counted once."""
     checkpoint = read_checkpoint(file)
-    trainer.precision_plugin.convert_module(model)  # 64-true: before the weights come, not after
     load_weights(model, checkpoint, file)
     try:
         return _run_stage(trainer, model, data, file, stage, checkpoint)

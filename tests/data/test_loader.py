@@ -185,3 +185,10 @@ def test_a_rank_knows_its_share_of_each_mini_batch():
     for rank, expected in ((0, [4 / 12, 1.0]), (2, [4 / 12, 0.0])):
         block = next(iter(loader(13, rank=rank, **options)))
         assert [share for _, _, share in block.split(block.labels)] == expected
+
+
+def test_images_in_order_are_cut_where_they_lie():
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1).expand(10, 28, 28).contiguous()
+    loader = TensorLoader(images, torch.arange(10), batch_size=2, steps_per_block=2)
+    blocks = [(block.images[:, 0, 0].tolist(), block.labels.tolist()) for block in loader]
+    assert blocks == [([0, 1, 2, 3], [0, 1, 2, 3]), ([4, 5, 6, 7], [4, 5, 6, 7]), ([8, 9], [8, 9])]

@@ -312,18 +312,23 @@ def test_bad_optimizers_and_schedules(train, options: dict[str, Any], expected: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_plain_trainer_with_a_rich_bar(tiny_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_plain_trainer_with_a_rich_bar(tiny_mnist: Path):
     """The bar's own thread looks for the bar while steps are made; and `test` returns what it found."""
-    failed: list[Any] = []
-    monkeypatch.setattr("threading.excepthook", failed.append)
-    data = MNISTDataModule(str(tiny_mnist), source="mnist", val_size=50, batch_size=1)
-    model = MLP(hidden=[16])
+    seen: list[Any] = []
+
+    class Listener(Callback):
+        def on_after_backward(self, trainer: Trainer, module: Any) -> None:
+            seen.append(trainer.progress_bar_callback)
+
+    data = MNISTDataModule(str(tiny_mnist), source="mnist", val_size=50)
+    model, bar = MLP(hidden=[16]), RichProgressBar()
     trainer = Trainer(
-        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
-        callbacks=[RichProgressBar(refresh_rate=1, leave=True)],
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+        callbacks=[bar, Listener()],
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
-    assert not failed
+    assert seen
+    assert all(found is bar for found in seen)
     with pytest.warns(UserWarning, match="no logger"):
         (results,) = trainer.test(model, datamodule=data, verbose=False)
     assert results == {name: float(trainer.callback_metrics[name]) for name in ("test_acc", "test_loss")}
@@ -354,4 +359,5 @@ def test_a_subclass_may_have_a_forward_of_its_own(train):
             return super().forward(images) * 0
 
     *_, rows = train(kind=Zero)
-    assert [float(row["val_loss"]) for row in rows if row["val_loss"]] == [pytest.approx(math.log(10))]
+    for name in ("train_loss", "val_loss"):
+        assert [float(row[name]) for row in rows if row[name]] == [pytest.approx(math.log(10))]
