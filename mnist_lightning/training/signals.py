@@ -10,6 +10,8 @@ from typing import Any
 
 from mnist_lightning.runs import is_first_process
 
+FIRST_PROCESS = "MNIST_LIGHTNING_FIRST_PROCESS"  # an environment variable: its process ID
+
 
 class Interrupted(BaseException):
     """Training or a tool was asked to stop; `signum` says by what."""
@@ -58,10 +60,15 @@ def end_with_the_first() -> None:
 
     It could otherwise wait for the first for half an hour. (torchrun and Slurm look after their processes themselves.)
     """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ[FIRST_PROCESS] = str(os.getpid())  # those that it starts inherit it
+        return
     others = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ)
-    if sys.platform == "linux" and os.environ.get("LOCAL_RANK", "0") != "0" and not others:
+    if sys.platform == "linux" and FIRST_PROCESS in os.environ and not others:
         PR_SET_PDEATHSIG = 1  # noqa: N806
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if str(os.getppid()) != os.environ[FIRST_PROCESS]:  # it ended before the call: no signal will come
+            sys.exit(1)
 
 
 def requeue_slurm_job() -> str:

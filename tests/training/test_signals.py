@@ -224,11 +224,30 @@ def test_a_rank_that_is_gone_ends_the_others_with_one_line(ranks, tmp_path, kill
 @pytest.mark.parametrize("moment", ["Run ", "epoch 1/"])
 def test_what_lightning_started_ends_with_the_process_that_started_it(tiny_mnist, tmp_path, moment):
     """Killed while the other one still starts up, too, when it would wait for half an hour."""
-    words = [*NET, "--data.root", tiny_mnist, "--trainer.default_root_dir", tmp_path, "--trainer.max_epochs", "1000"]
-    words += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    training = kill.Training(list(map(str, words)), tmp_path / "log")
+    training = two_ranks(tiny_mnist, tmp_path)
     while moment not in training.log.read_text() or len(training.members()) < 2:
         assert training.process.poll() is None, training.log.read_text()
         time.sleep(0.05)
     assert training.kill(signal.SIGKILL, "main")
     assert training.end(patience=10) == (-signal.SIGKILL, False)
+
+
+@pytest.mark.slow
+def test_what_was_started_a_moment_before_ends_too(tiny_mnist, tmp_path):
+    """Stopped before it can ask to be told of the first process's end; that ends meanwhile."""
+    training = two_ranks(tiny_mnist, tmp_path)
+    while "Run " not in training.log.read_text() or len(training.members()) < 2:
+        assert training.process.poll() is None, training.log.read_text()
+        time.sleep(0.001)
+    other = training.members()[1]
+    os.kill(other, signal.SIGSTOP)
+    training.process.kill()
+    training.process.wait()
+    os.kill(other, signal.SIGCONT)
+    assert training.end(patience=10) == (-signal.SIGKILL, False)
+
+
+def two_ranks(mnist: Path, folder: Path) -> kill.Training:
+    words = [*NET, "--data.root", mnist, "--trainer.default_root_dir", folder, "--trainer.max_epochs", "1000"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    return kill.Training(list(map(str, words)), folder / "log")
