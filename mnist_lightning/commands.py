@@ -3,16 +3,17 @@
 import json
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.panel import Panel
 
 from mnist_lightning import runs
+from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.data.sources import write_text
 from mnist_lightning.errors import BadSetting, UserError, of_another_process
@@ -22,115 +23,141 @@ from mnist_lightning.training.callbacks import RunKeeper
 from mnist_lightning.training.checkpoints import STATE, also_known_as, check_model, read_checkpoint
 from mnist_lightning.training.metrics_csv import MetricsCSV
 from mnist_lightning.training.signals import Interrupted, Signals, requeue_slurm_job
-from mnist_lightning.training.trainer import console, make_trainer
+from mnist_lightning.training.trainer import make_trainer
+
+
+@dataclass
+class _Start:
+    """The run that is trained, and where it stands: a new one has neither folder nor checkpoint."""
+
+    folder: Path | None
+    file: Path | None
+    checkpoint: dict[str, Any] | None
+
+    @property
+    def step(self) -> int:
+        return -1 if self.checkpoint is None else self.checkpoint[STATE]["step"]
 
 
 def fit(words: list[str], signals: Signals) -> None:
     """Trains, or continues, one run; tests the checkpoint that is chosen in the end."""
     parser = parser_of("fit")
-    config_file, model, run_name = option(words, "--config"), option(words, "--model"), given(words, "--run")
+    run_name = given(words, "--run")
     _check_run_name(run_name)
-    base = runs.base_name(config_file, model)
+    base = runs.base_name(option(words, "--config"), option(words, "--model"))
     root = Path(given(words, "--trainer.default_root_dir") or "checkpoints")
     ckpt_path = given(words, "--ckpt_path")
-    job = runs.job_of(words)
     if ckpt_path is None:
         folder, file = _cut_off(root, words)
     else:
         folder, file = runs.checkpoint_file(root, run_name, base, ckpt_path)
-    checkpoint = read_checkpoint(file) if file is not None else None
-    if file is not None and checkpoint is not None and config_file is None:
-        words = [*_settings_of_run(file, root, checkpoint), *words]
-    if option(words, "--model") is None and not _names_model(words):
-        if option(words, "--config") is None:
-            slow = not _computes_in_bf16(option(words, "--trainer.accelerator"))
-            parser.set_defaults(PLAIN_FIT | ({"trainer.precision": "32-true"} if slow else {}))
-        else:
-            words = ["--model", "CNN", *words]
-    config = parse(parser, words)
-    if not 0 <= config.seed < 2**32:
-        raise BadSetting(f"--seed is {config.seed}; it must be from 0 to {2**32 - 1}")
-    for name, value, least in (
-        ("seconds", config.checkpoint.every_n_seconds, 0),
-        ("steps", config.checkpoint.every_n_steps, 1),
-    ):
-        if value is not None and value < least:
-            raise BadSetting(f"--checkpoint.every_n_{name} is {value}; it must be at least {least}")
+    start = _Start(folder, file, None if file is None else read_checkpoint(file))
+    config = parse(parser, _with_defaults(parser, words, root, start))
+    _check(config)
     seed_everything(config.seed, verbose=False)
     settings = instantiate(parser, config)
-    data, model = settings.data, settings.model
-
-    trainer_settings = dict(settings.trainer)
+    data, model, trainer_settings = settings.data, settings.model, dict(settings.trainer)
     _pass_on(trainer_settings, model, data)
     keeper = RunKeeper(Path(), signals, config.checkpoint.every_n_seconds, config.checkpoint.every_n_steps)
-    table = MetricsCSV(Path())
     trainer = make_trainer(trainer_settings, [keeper], fit=True)
-    if checkpoint is not None and file is not None:
-        _check_resumable(file, checkpoint, model, data, trainer)
+    if start.file is not None and start.checkpoint is not None:
+        _check_resumable(start.file, start.checkpoint, model, data, trainer)
     data.prepare_data()
     data.setup("fit")
 
-    fresh = folder is None
+    trainer.loggers = []
+    made = None  # a folder that goes again if nothing comes of the run
     if runs.is_first_process():
-        folder = folder or runs.new_run(root, run_name or base or "cnn", exact=bool(run_name))
-        runs.hold(folder)
-        keeper.folder, table.path = folder, folder / "metrics.csv"
-        _save_settings(parser, config, data, folder)
-        if fresh or not (folder / runs.JOB).exists():
-            (folder / runs.JOB).write_text(json.dumps(job))
-        if checkpoint is None:
-            table.path.unlink(missing_ok=True)  # a start that was cut off before its first checkpoint
-        elif file is not None and checkpoint[STATE]["metrics_csv"]:
-            table.rewind(checkpoint[STATE]["metrics_csv"], file.parent / "metrics.csv")
-        purge = None if checkpoint is None else checkpoint[STATE]["step"] + 1
-        events = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge)
-        trainer.loggers = [table, events]
-        _announce(data, model, folder, file)
-    else:
-        trainer.loggers = []
+        keeper.folder = start.folder or runs.new_run(root, run_name or base or "cnn", exact=bool(run_name))
+        made = None if start.folder else keeper.folder
+        runs.hold(keeper.folder)
+        _save_settings(parser, config, data, keeper.folder)
+        if made or not (keeper.folder / runs.JOB).exists():
+            (keeper.folder / runs.JOB).write_text(json.dumps(runs.job_of(words)))
+        trainer.loggers = _loggers(keeper.folder, start)
+        _announce(data, model, keeper.folder, file)
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=file)
+        _train(trainer, model, data, keeper, start)
+    finally:
+        if made and not (made / "last.ckpt").exists():
+            shutil.rmtree(made, ignore_errors=True)
+    if start.file is not None and trainer.global_step == start.step:
+        _nothing_left(trainer, start.file, keeper.last, named=ckpt_path not in (None, "last"))
+    trainer.loggers = []  # the result has its own file
+    best = keeper.folder / "best.ckpt"
+    result = run_stage(trainer, model, data, best if best.exists() else keeper.last, "test")
+    if trainer.is_global_zero:
+        tell(result, keeper.folder)
+
+
+def _with_defaults(parser: Any, words: list[str], root: Path, start: _Start) -> list[str]:
+    """The words, after those that stand for what they leave unsaid: the run's own settings, or the default model."""
+    if start.file is not None and start.checkpoint is not None and option(words, "--config") is None:
+        words = [*_settings_of_run(start.file, root, start.checkpoint), *words]
+    config_file = option(words, "--config")
+    if option(words, "--model") is not None or (config_file is not None and "model" in settings_file(config_file)):
+        return words
+    if config_file is not None:
+        return ["--model", "CNN", *words]
+    slow = not _computes_in_bf16(option(words, "--trainer.accelerator"))
+    parser.set_defaults(PLAIN_FIT | ({"trainer.precision": "32-true"} if slow else {}))
+    return words
+
+
+def _check(config: Any) -> None:
+    if not 0 <= config.seed < 2**32:
+        raise BadSetting(f"--seed is {config.seed}; it must be from 0 to {2**32 - 1}")
+    for name, least in (("every_n_seconds", 0), ("every_n_steps", 1)):
+        value = config.checkpoint[name]
+        if value is not None and value < least:
+            raise BadSetting(f"--checkpoint.{name} is {value}; it must be at least {least}")
+
+
+def _loggers(folder: Path, start: _Start) -> list[Logger]:
+    """metrics.csv and TensorBoard's events, both without what a checkpoint does not know of."""
+    table = MetricsCSV(folder / "metrics.csv")
+    if start.checkpoint is None:
+        table.path.unlink(missing_ok=True)  # a start that was cut off before its first checkpoint
+    elif start.file is not None and start.checkpoint[STATE]["metrics_csv"]:
+        table.rewind(start.checkpoint[STATE]["metrics_csv"], start.file.parent / "metrics.csv")
+    purge = None if start.checkpoint is None else start.step + 1
+    return [table, TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge)]
+
+
+def _train(trainer: Trainer, model: Any, data: MNISTDataModule, keeper: RunKeeper, start: _Start) -> None:
+    """`Trainer.fit`, and what a person is told when it ends otherwise."""
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=start.file)
     except Interrupted as interrupted:
         if keeper.last.exists():
             interrupted.told = f"stopped; {keeper.last} has everything: continue with --ckpt_path last"
         if interrupted.signum == signal.SIGUSR1 and trainer.is_global_zero:
-            console.print(requeue_slurm_job(), highlight=False, soft_wrap=True)
+            say(requeue_slurm_job())
         raise
-    except (MisconfigurationException, RuntimeError, ValueError) as error:
-        if (
-            checkpoint is not None
-            and trainer.global_step <= checkpoint[STATE]["step"]
-            and not of_another_process(error)
-        ):
-            raise UserError(f"{file} cannot be continued: {str(error).splitlines()[0]}") from error
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        first_line, *_ = str(error).splitlines() or [""]
+        if start.file is not None and trainer.global_step <= start.step and not of_another_process(error):
+            raise UserError(f"{start.file} cannot be continued: {type(error).__name__}: {first_line}") from error
         if not _is_lightnings(error):
             raise
-        raise UserError(f"--trainer: {str(error).splitlines()[0]}") from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        if checkpoint is None or trainer.global_step > checkpoint[STATE]["step"]:
-            raise
-        raise UserError(f"{file} cannot be continued: {type(error).__name__}: {error}") from error
-    finally:
-        if fresh and folder is not None and not (folder / "last.ckpt").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # a run that never got to its first checkpoint leaves nothing
+        raise UserError(f"--trainer: {first_line}") from error
     if not keeper.last.exists():
         raise UserError(
             "there was no step to train: see --trainer.max_epochs, --trainer.max_steps, --trainer.max_time and "
             "--trainer.limit_train_batches"
         )
-    nothing_left = checkpoint is not None and trainer.global_step == checkpoint[STATE]["step"]
-    if file is not None and nothing_left and trainer.is_global_zero:
-        limit = "max_steps" if trainer.max_steps != -1 else "max_epochs"
-        console.print(
-            f"{file} has all its steps: to train on, raise --trainer.{limit}", highlight=False, soft_wrap=True
-        )
-        if ckpt_path in (None, "last") and file != keeper.last:  # a kill came when only best.ckpt was the new one
-            also_known_as(file, keeper.last)
-    best = keeper.folder / "best.ckpt"
-    trainer.loggers = []  # the result has its own file
-    result = run_stage(trainer, model, data, best if best.exists() else keeper.last, "test")
-    if trainer.is_global_zero:
-        tell(result, keeper.folder)
+
+
+def _nothing_left(trainer: Trainer, file: Path, last: Path, named: bool) -> None:
+    """Says that a checkpoint has all the steps that it was asked for."""
+    if not trainer.is_global_zero:
+        return
+    limit = "max_steps" if trainer.max_steps != -1 else "max_epochs"
+    say(f"{file} has all its steps: to train on, raise --trainer.{limit}")
+    if file != last and not named:  # a kill came when only best.ckpt was the new one
+        also_known_as(file, last)
 
 
 def _cut_off(root: Path, words: list[str]) -> tuple[Path | None, Path | None]:
@@ -157,12 +184,6 @@ def _settings_of_run(file: Path, root: Path, checkpoint: dict[str, Any]) -> list
             if value is not None:
                 words.append(f"--{group}.{key}={value if isinstance(value, str) else json.dumps(value)}")
     return words
-
-
-def _names_model(words: list[str]) -> bool:
-    """Whether a configuration file among the words says which model to train."""
-    file = option(words, "--config")
-    return file is not None and "model" in settings_file(file)
 
 
 def _is_lightnings(error: BaseException) -> bool:
@@ -198,10 +219,10 @@ def _check_resumable(file: Path, checkpoint: dict[str, Any], model: Any, data: A
             f"{file} was trained otherwise ({'; '.join(found)}): give the same, or start a new run without --ckpt_path"
         )
     if state["world_size"] != trainer.world_size and trainer.is_global_zero:
-        console.print(
+        say(
             f"The checkpoint is of {state['world_size']} processes, this is {trainer.world_size} with as many images "
-            "in a step: the order goes on unchanged; dropout draws anew.", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            "in a step: the order goes on unchanged; dropout draws anew."
+        )
     if trainer.max_epochs not in (None, -1) and state["epoch"] > trainer.max_epochs:
         raise UserError(
             f"{file} has {state['epoch']} epochs already, more than --trainer.max_epochs {trainer.max_epochs}: raise it"
@@ -257,9 +278,7 @@ def _announce(data: MNISTDataModule, model: Any, folder: Path, file: Path | None
     start = f"continues from {file}" if file else "starts"
     source = "SYNTHETIC digits" if data.source == "synthetic" else data.source
     sizes = f"{len(data.labels('train')):,} training images of {source}"
-    console.print(
-        f"Run {folder} {start}: {type(model).__name__}, {sizes}", markup=False, highlight=False, soft_wrap=True
-    )
+    say(f"Run {folder} {start}: {type(model).__name__}, {sizes}")
 
 
 def convert(words: list[str], signals: Signals) -> None:
@@ -275,8 +294,4 @@ def convert(words: list[str], signals: Signals) -> None:
     if runs.is_device(Path(config.output)):
         raise UserError(f"{config.output} is a pipe or a device, which would be replaced: give a file's name")
     write_text(type(digits)(digits.images[rows], digits.labels[rows]), Path(config.output))
-    console.print(
-        f"{len(digits.labels[rows]):,} images of {data.source} written to {config.output}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"{len(digits.labels[rows]):,} images of {data.source} written to {config.output}")

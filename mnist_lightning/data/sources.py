@@ -212,7 +212,7 @@ def _fetch(url: str, md5: str, silence: float, deadline: float) -> bytearray:
 
     def receive() -> None:
         try:
-            with urllib.request.urlopen(url, timeout=silence) as response:
+            with urllib.request.urlopen(url, timeout=2 * silence) as response:  # the queue's time ends first
                 while not given_up.is_set() and (piece := response.read1(1 << 16)):
                     pieces.put(piece)
             pieces.put(b"")

@@ -14,12 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from mnist_lightning import __version__, runs
+from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.settings import given, instantiate, option, parse, parser_of
 from mnist_lightning.training.checkpoints import STATE, load_weights, model_of, read_checkpoint
 from mnist_lightning.training.signals import Signals
-from mnist_lightning.training.trainer import SignalsAgain, console, make_trainer
+from mnist_lightning.training.trainer import SignalsAgain, make_trainer
 
 
 def evaluate(stage: str, words: list[str], signals: Signals) -> None:
@@ -170,4 +171,4 @@ def _write_predictions(result: dict[str, Any], path: Path) -> None:
         for row in zip(positions.tolist(), labels, best.indices.tolist(), best.values.tolist(), strict=True):
             writer.writerow([*row[:3], f"{row[3]:.6f}"])
     os.replace(temporary, path)
-    console.print(f"{len(positions):,} predictions for {result['source']} test images: {path}", highlight=False)
+    say(f"{len(positions):,} predictions for {result['source']} test images: {path}")

@@ -5,14 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mnist_lightning import runs
+from mnist_lightning.console import console, say
 from mnist_lightning.errors import UserError
 
-console = Console()
 NOT_OURS = (AttributeError, LookupError, TypeError, ValueError, csv.Error)  # what a damaged file comes to
 
 
@@ -65,10 +64,7 @@ def _one_run(folder: Path) -> None:
         table.add_row(*cells)
     console.print(table)
     if result := _result(folder / "test.json"):
-        console.print(
-            f"test: {result['accuracy']:.2%} of {result['images']:,} images of {result['source']}",
-            highlight=False,
-        )
+        say(f"test: {result['accuracy']:.2%} of {result['images']:,} images of {result['source']}")
 
 
 def _epochs(folder: Path) -> list[dict[str, str]]:

@@ -5,9 +5,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichModelSummary
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+
+from mnist_lightning.console import console, say
 
 REFRESH = 0.2  # seconds; reading the loss waits for the device
 
@@ -24,15 +25,14 @@ class NetworkSummary(RichModelSummary):
         for row in zip(*columns.values(), strict=True):
             if row[0].startswith("net."):
                 table.add_row(*row)
-        Console().print(table)
+        console.print(table)
 
 
 class RunProgress(ProgressBar):
     """Epoch, loss, accuracy, images per second and time left."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.console = console
         self._bar: Progress | None = None
         self._task: Any = None
         self._shown_at = self._started = self._epoch_started = 0.0
@@ -43,15 +43,15 @@ class RunProgress(ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         if self.trainer.is_global_zero:
-            self.console.print(*args)
+            console.print(*args)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._started = self._epoch_started = time.monotonic()
         self._first_step = self._epoch_step = trainer.global_step
-        if trainer.is_global_zero and self.console.is_terminal:
+        if trainer.is_global_zero and console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"),
-                console=self.console, auto_refresh=False, transient=True,
+                console=console, auto_refresh=False, transient=True,
             )  # fmt: skip
             self._task = self._bar.add_task(_epoch(trainer), total=100, text="the first steps")
             self._bar.start()
@@ -97,7 +97,7 @@ class RunProgress(ProgressBar):
             if f"{split}_loss" in row:
                 parts.append(f"{split} {row[f'{split}_acc']:.2%} loss {row[f'{split}_loss']:.4f}")
         parts.append(f"{images / (now - self._epoch_started):,.0f} images/s")
-        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
+        say("  ".join(parts))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop()

@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
 
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.training.checkpoints import DurableCheckpointIO
 from mnist_lightning.training.progress import NetworkSummary, RunProgress
 from mnist_lightning.training.signals import Signals
-
-console = Console()
 
 
 def _quiet() -> None:
@@ -71,7 +68,7 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
     asked = settings.pop("callbacks", None) or []
     callbacks = [*(asked if isinstance(asked, list) else [asked]), *ours]
     if settings.pop("enable_progress_bar", True) is not False and fit:
-        callbacks.append(RunProgress(console))
+        callbacks.append(RunProgress())
     else:
         settings["enable_progress_bar"] = False
     if settings.pop("enable_model_summary", True) is not False and fit:
