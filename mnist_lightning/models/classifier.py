@@ -257,7 +257,8 @@ class DigitClassifier(LightningModule):
                 torch.distributed.broadcast(buffer, 0)
 
     def on_test_epoch_end(self) -> None:
-        self._results("test")
+        for name in ("test_loss", "test_acc"):
+            self.log(name, self.metrics[name])
 
     # ------------------------------------------------------------------ metrics and rows
 
@@ -271,7 +272,7 @@ class DigitClassifier(LightningModule):
         for name in (f"{split}_loss", f"{split}_acc"):
             results[name] = self.metrics[name].compute().item()
             self.metrics[name].reset()
-        self.log_dict(results, logger=self.trainer.state.fn != "fit")  # else `_write` does
+        self.log_dict(results, logger=False if self.trainer.state.fn == "fit" else None)  # `_write` does
         return results
 
     def _log_steps(self, first: int, losses: Tensor, rates: list[float]) -> None:

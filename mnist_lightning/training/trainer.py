@@ -25,7 +25,6 @@ def _quiet() -> None:
     for message in (
         ".*turning off the (train|val) dataloader shuffling.*",  # --trainer.overfit_batches: so does the data module
         ".*sync_dist=True.*",  # what is logged has been synchronised by torchmetrics
-        ".*have no logger configured.*",  # results have their own files
         ".*smaller than the logging interval.*",  # it counts blocks; rows are written by steps
         ".*litlogger.*", ".*litmodels.*",
         ".*Total length of `\\w+` across ranks is zero.*",  # no validation images, as asked for

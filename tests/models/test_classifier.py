@@ -329,8 +329,7 @@ def test_a_plain_trainer_with_a_rich_bar(tiny_mnist: Path):
     trainer.fit(model, datamodule=data)
     assert seen
     assert all(found is bar for found in seen)
-    with pytest.warns(UserWarning, match="no logger"):
-        (results,) = trainer.test(model, datamodule=data, verbose=False)
+    (results,) = trainer.test(model, datamodule=data, verbose=False)
     assert results == {name: float(trainer.callback_metrics[name]) for name in ("test_acc", "test_loss")}
 
 
