@@ -101,10 +101,10 @@ def report(words: list[str], signals: Any) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "fit": _command("commands", "fit"),
+    "fit": _command("fit", "fit"),
     "validate": _command("tools.evaluate", "evaluate", "validate"),
     "test": _command("tools.evaluate", "evaluate", "test"),
     "predict": _command("tools.evaluate", "evaluate", "predict"),
-    "convert": _command("commands", "convert"),
+    "convert": _command("tools.convert", "convert"),
     "report": report,
 }

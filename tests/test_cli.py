@@ -155,7 +155,7 @@ def test_default_root_dir(fit):
 
 
 def test_plain_fit_is_the_recipe_cnn(cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mnist_lightning.commands._computes_in_bf16", lambda accelerator: True)
+    monkeypatch.setattr("mnist_lightning.fit._computes_in_bf16", lambda accelerator: True)
     data = ["--data.root", tiny_mnist, "--data.val_size", 50, "--trainer.max_steps", 1]
     assert cli("fit", *data).status == 0
     assert cli("fit", "--config", RECIPES / "cnn.yaml", *data).status == 0
@@ -495,6 +495,12 @@ def test_callbacks_from_a_file(fit, tmp_path: Path):
     assert len(list((RUNS / "stop" / "checkpoints").glob("*.ckpt"))) == 3
 
 
+def test_timer_as_a_callback(fit, cli):
+    """Its interval is an Enum, which YAML does not know."""
+    fit("--run", "a", "--trainer.callbacks", "Timer", "--trainer.callbacks.duration", "01:00:00:00")
+    assert cli("fit", "--config", str(RUNS / "a" / "config.yaml")).status == 0
+
+
 @pytest.mark.parametrize(
     "precision",
     [
@@ -587,6 +593,7 @@ WORDS = [
     ("fit --trainer.callbacks EarlyStoping", "there is no 'EarlyStoping'; did you mean EarlyStopping?"),
     ("fit --trainer.accelerator abacus", "--trainer: "),
     ("fit --trainer.accumulate_grad_batches 2", "raise --data.batch_size instead"),
+    ("fit --trainer.strategy ddp_fork --trainer.devices 2", "--trainer.strategy ddp_fork is for notebooks: use ddp"),
     ("test --foo 1", "there is no flag --foo"),
     ("convert", "--output is missing"),
     ("convert --output x --split both", "'both'"),

@@ -76,6 +76,9 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
         settings["enable_model_summary"] = False
     if not fit:
         settings["enable_checkpointing"] = False
+    strategy = str(settings.get("strategy"))
+    if any(way in strategy for way in ("spawn", "fork", "notebook")):
+        raise BadSetting(f"--trainer.strategy {strategy} is for notebooks: use ddp, which starts whole processes")
     try:
         return Trainer(**settings, callbacks=callbacks, logger=False, plugins=[DurableCheckpointIO()])
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from mnist_lightning import commands
+from mnist_lightning import fit
 from mnist_lightning.cli import main
 from mnist_lightning.models import DigitClassifier
 from mnist_lightning.training import callbacks, checkpoints, metrics_csv
 
 # Moments that can be counted: a function, and which of its calls count.
 MOMENTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
-    "set-up": (commands.MNISTDataModule, "setup", lambda *_: True),
+    "set-up": (fit.MNISTDataModule, "setup", lambda *_: True),
     "block": (DigitClassifier, "training_step", lambda *_: True),
     "validation": (DigitClassifier, "validation_step", lambda *_: True),
     "row": (metrics_csv.MetricsCSV, "log_metrics", lambda *_: True),

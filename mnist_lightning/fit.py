@@ -1,21 +1,23 @@
-"""What `fit` and `convert` do."""
+"""What `fit` does."""
 
 import json
 import shutil
 import signal
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.panel import Panel
 
 from mnist_lightning import runs
 from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
-from mnist_lightning.data.sources import write_text
 from mnist_lightning.errors import BadSetting, UserError, of_another_process
 from mnist_lightning.settings import PLAIN_FIT, given, instantiate, option, parse, parser_of, settings_file
 from mnist_lightning.tools.evaluate import run_stage, tell
@@ -142,7 +144,8 @@ def _train(trainer: Trainer, model: Any, data: MNISTDataModule, keeper: RunKeepe
             raise UserError(f"{start.file} cannot be continued: {type(error).__name__}: {first_line}") from error
         if not _is_lightnings(error):
             raise
-        raise UserError(f"--trainer: {first_line}") from error
+        kind = "" if isinstance(error, MisconfigurationException | ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"--trainer: {kind}{first_line}") from error
     if not keeper.last.exists():
         raise UserError(
             "there was no step to train: see --trainer.max_epochs, --trainer.max_steps, --trainer.max_time and "
@@ -260,6 +263,8 @@ def _save_settings(parser: Any, config: Any, data: MNISTDataModule, folder: Path
     for key in ("config", "run", "ckpt_path", "debug"):
         kept.pop(key, None)
     kept.data.source = data.source
+    # Timer's interval is an Enum
+    yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
     text = parser.dump(kept, skip_validation=True)
     note = f"# {data.source} digits" + (" (no MNIST could be had)" if data.download_problem else "")
     runs.write_whole(f"{note}\n{text}", folder / "config.yaml")
@@ -279,19 +284,3 @@ def _announce(data: MNISTDataModule, model: Any, folder: Path, file: Path | None
     source = "SYNTHETIC digits" if data.source == "synthetic" else data.source
     sizes = f"{len(data.labels('train')):,} training images of {source}"
     say(f"Run {folder} {start}: {type(model).__name__}, {sizes}")
-
-
-def convert(words: list[str], signals: Signals) -> None:
-    """Writes one split as tab-delimited text: 784 pixel values and the label on a line."""
-    parser = parser_of("convert")
-    config = parse(parser, words)
-    data = instantiate(parser, config).data
-    data.prepare_data()
-    digits = data.read(config.split)
-    if config.rows is not None and not 1 <= config.rows <= len(digits.labels):
-        raise BadSetting(f"--rows is {config.rows}; there are {len(digits.labels)} images")
-    rows = slice(config.rows)
-    if runs.is_device(Path(config.output)):
-        raise UserError(f"{config.output} is a pipe or a device, which would be replaced: give a file's name")
-    write_text(type(digits)(digits.images[rows], digits.labels[rows]), Path(config.output))
-    say(f"{len(digits.labels[rows]):,} images of {data.source} written to {config.output}")
