@@ -114,7 +114,7 @@ if __name__ == "__main__":
                 print(seed, *(f"{seconds:.2f} s {accuracy:.2%}" for seconds, accuracy in pair), flush=True)
         for side in sides:
             side.end()
-        wall = [cold(2000 + turn, folder) for turn in range(3)]
+        wall = [cold(2000 + turn, folder) for turn in range(5)]
     ratios = [own / other for (own, _), (other, _) in zip(mine, theirs, strict=True)]
     lines = ["| | test accuracy | seconds of training | n |", "| --- | --- | --- | --- |"]
     for name, runs in (("configs/fast.yaml", mine), ("train_mnist_fast, written plainly", theirs)):

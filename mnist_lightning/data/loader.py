@@ -156,7 +156,7 @@ class TensorLoader:
             positions = torch.cat([whole, last])
         in_order = ranks == 1 and not self.shuffle and self.subset is None
         images = self.images[start * size : end * size] if in_order else self._gathered(positions)
-        return Block(images, self.labels[positions], positions, sizes, global_sizes)
+        return Block(images, self.labels.index_select(0, positions), positions, sizes, global_sizes)
 
     def _gathered(self, positions: Tensor) -> Tensor:
         # gathering flat rows is several times faster than gathering [28, 28] pictures

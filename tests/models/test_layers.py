@@ -1,10 +1,10 @@
-"""Layers: dropout draws what torch's draws, but for the random numbers themselves."""
+"""Layers: dropout draws what torch's draws, but for the random numbers; linear layers compute what torch's do."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_lightning.models.layers import Dropout
+from mnist_lightning.models.layers import Dropout, Linear
 
 
 def dropped(p: float, images: Tensor, seed: int = 0) -> Tensor:
@@ -50,3 +50,44 @@ def test_dropout_where_nothing_is_to_be_drawn():
     assert dropped(0.5, images[:0]).shape == (0, 5)  # a rank without images
     assert torch.equal(dropped(0.5, torch.ones(1).expand(8)) != 0, dropped(0.5, torch.ones(8)) != 0)
     assert isinstance(Dropout(0.5), nn.Dropout)
+
+
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+# sizes: divided among threads; too few rows; too few weights; not to be divided by two
+@pytest.mark.parametrize(("rows", "width", "size"), [(64, 784, 256), (10, 784, 256), (64, 50, 20), (40, 2000, 101)])
+@pytest.mark.parametrize("for_input", [False, True])
+def test_linear_and_its_gradients_are_those_of_torch(two_threads, rows: int, width: int, size: int, for_input: bool):
+    layer = Linear(width, size)
+    plain = nn.Linear(width, size)
+    plain.load_state_dict(layer.state_dict())
+    images = torch.rand(rows, width)
+    found = []
+    for each in (layer, plain):
+        input = images.clone().requires_grad_(for_input)
+        output = each(input)
+        output.square().mean().backward()
+        gradient = input.grad if for_input else torch.zeros(1)
+        found.append((output.detach(), each.weight.grad, each.bias.grad, gradient))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert found[0][1].is_contiguous()  # else each step would copy it
+
+
+def test_linear_divides_what_is_large(two_threads, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(torch, "baddbmm", lambda *args, whole=torch.baddbmm: calls.append(1) or whole(*args))
+    layer, images = Linear(784, 256), torch.rand(64, 784)
+    layer(images)
+    assert len(calls) == 1
+    layer.eval()(images)
+    Linear(784, 100)(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer.train()(images)
+    assert len(calls) == 1
