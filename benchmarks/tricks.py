@@ -81,12 +81,12 @@ def epochs(recipe: str, trick: str) -> float:
     return sys.modules["steps"].Stopwatch.seconds  # type: ignore[attr-defined,no-any-return]
 
 
-def measure(recipe: str, rounds: int) -> list[str]:
+def measure(recipe: str, tricks: list[str], rounds: int) -> list[str]:
     """For each trick, time without it over time with all: median (smallest–largest)."""
-    sides = {trick: Side(__file__, "--recipes", recipe, "--without", trick) for trick in ("nothing", *TRICKS)}
+    sides = {trick: Side(__file__, "--recipes", recipe, "--without", trick) for trick in ("nothing", *tricks)}
     seconds = in_turns(sides, rounds)
     cells = []
-    for trick in TRICKS:
+    for trick in tricks:
         ratios = [without / whole for without, whole in zip(seconds[trick], seconds["nothing"], strict=True)]
         cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
     return cells
@@ -95,6 +95,7 @@ def measure(recipe: str, rounds: int) -> list[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=list(EPOCHS), choices=EPOCHS)
+    parser.add_argument("--tricks", nargs="+", default=list(TRICKS), choices=TRICKS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without", choices=("nothing", *TRICKS), help="measure so for each line of standard input")
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
@@ -105,9 +106,9 @@ if __name__ == "__main__":
         do_without(options.without)
         answer(lambda turn: epochs(options.recipes[0], options.without))
         raise SystemExit
-    columns = [measure(recipe, options.rounds) for recipe in options.recipes]
+    columns = [measure(recipe, options.tricks, options.rounds) for recipe in options.recipes]
     lines = [f"| without | {' | '.join(options.recipes)} |", "| --- |" + " --- |" * len(options.recipes)]
-    lines += [f"| {trick} | {' | '.join(cells)} |" for trick, *cells in zip(TRICKS, *columns, strict=True)]
+    lines += [f"| {trick} | {' | '.join(cells)} |" for trick, *cells in zip(options.tricks, *columns, strict=True)]
     lines += ["", f"Medians of {options.rounds} rounds in turns (smallest–largest), as ratios of times. {machine()}"]
     print("\n".join(lines))
     if options.write:
