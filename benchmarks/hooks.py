@@ -80,21 +80,5 @@ if __name__ == "__main__":
     lines += ["", f"{options.recipe}, {COUNT:,} steps. {machine()}"]
     print("\n".join(lines))
     if options.write:
-        what = [
-            "What was found, and what is done about it:",
-            "",
-            "- Lightning calls its hooks on every callback three times a step, whether it listens or not: while a",
-            "  block runs, only those callbacks that listen inside a step are left in the list (`_only_listeners`).",
-            "- Each hook call sets an attribute of the module twice; nn.Module looks for parameters, a dict not.",
-            "- `zero_grad` opens a profiler range and groups parameters; a loop setting `.grad` to None does as much.",
-            "- Cutting batches, one-hot targets, metrics, logging and the check for NaN are paid once a block.",
-            "- Convolutions work in the channels-last layout; Adam steps in one fused kernel.",
-            "- glibc gives blocks of some MB back to the kernel after each step, and the kernel clears them page by",
-            "  page in the next: `mallopt` keeps them.",
-            "- Importing Lightning sets `PYTORCH_NVML_BASED_CUDA_CHECK`; torch's optimizers ask at each step whether",
-            "  there is a GPU, and then load NVIDIA's library each time: it is taken back where there is none.",
-            "- On the CPU torch draws 64 random bits for each value of a dropout: 16 do.",
-            "- Checkpoints are copied at once and written in a thread.",
-        ]
         command = f"`python benchmarks/hooks.py --recipe {options.recipe} --write`"
-        write_section("Profile of a step", [command, "", *lines, "", *what])
+        write_section("Profile of a step", [command, "", *lines])

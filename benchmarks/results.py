@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+NOTES = "### Notes"  # what people wrote below a table; it outlives the table
 
 
 def machine() -> str:
@@ -26,8 +27,10 @@ def read_section(heading: str) -> list[str]:
 
 
 def write_section(heading: str, lines: list[str]) -> None:
-    """Replaces the lines under the heading, or adds it at the end; the rest of the file stays as it is."""
-    sections = _sections() | {heading: ["", *lines, ""]}
+    """Replaces the lines under the heading, but for its notes, or adds it at the end; the rest stays as it is."""
+    old = read_section(heading)
+    notes = old[old.index(NOTES) :] if NOTES in old else []
+    sections = _sections() | {heading: ["", *lines, "", *notes]}
     text = "\n".join("\n".join([f"## {title}", *body] if title else body) for title, body in sections.items())
     part = RESULTS.with_name(f".RESULTS.{os.getpid()}.md")
     part.write_text(text.rstrip("\n") + "\n")
