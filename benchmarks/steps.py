@@ -78,12 +78,12 @@ class Recipe:
         return (images[:, None].float() / 255 - self.mean) / self.std
 
     def network(self) -> torch.nn.Sequential:
-        """With torch's own layers and in its default layout, as in the article."""
+        """With torch's own layers in the article's order, and in torch's default layout."""
         net = MODELS[self.model_class](**self.model_args).net.to(memory_format=torch.contiguous_format)
         for layer in net:
             if isinstance(layer, (Dropout, Linear)):
                 layer.__class__ = type(layer).__base__
-        return net
+        return torch.nn.Sequential(*net)
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         kind = getattr(torch.optim, self.model_args.get("optimizer", "Adam"))

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import logging
 import os
+import shlex
 import statistics
 import sys
 import tempfile
@@ -52,6 +53,8 @@ def do_without(trick: str) -> None:
             torch.channels_last = torch.contiguous_format  # type: ignore[assignment]
         case "weights divided among threads":
             layers.Linear.forward = torch.nn.Linear.forward  # type: ignore[method-assign]
+        case "pooling before ReLU":
+            layers.PoolsFirst.forward = torch.nn.Sequential.forward  # type: ignore[method-assign]
         case "cheap dropout":
             layers.Dropout.forward = torch.nn.Dropout.forward  # type: ignore[method-assign]
         case "checkpoints in a thread":
@@ -65,8 +68,9 @@ def do_without(trick: str) -> None:
 
 
 TRICKS = (
-    "blocks", "fused optimizer", "memory kept", "GPU looked for once", "layout of convolutions", "cheap dropout",
-    "weights divided among threads", "one thread for small steps", "only listeners called", "checkpoints in a thread",
+    "blocks", "fused optimizer", "memory kept", "GPU looked for once", "layout of convolutions", "pooling before ReLU",
+    "cheap dropout", "weights divided among threads", "one thread for small steps", "only listeners called",
+    "checkpoints in a thread",
 )  # fmt: skip
 
 
@@ -112,5 +116,5 @@ if __name__ == "__main__":
     lines += ["", f"Medians of {options.rounds} rounds in turns (smallest–largest), as ratios of times. {machine()}"]
     print("\n".join(lines))
     if options.write:
-        command = " ".join(["python benchmarks/tricks.py", *(word for word in sys.argv[1:] if word != "--write")])
+        command = shlex.join(["python", "benchmarks/tricks.py", *(word for word in sys.argv[1:] if word != "--write")])
         write_section("What each trick is worth", [f"`{command}`", "", *lines])

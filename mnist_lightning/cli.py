@@ -1,6 +1,7 @@
 """The commands, and what a person sees when something is wrong."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -40,7 +41,7 @@ def main(args: list[str] | None = None) -> int:
     if command not in COMMANDS:
         return _say(f"there is no command {command!r}; {nearest(command, COMMANDS)}", 2)
 
-    from mnist_lightning.training.signals import Interrupted, Signals, end_with_the_first
+    from mnist_lightning.training.signals import FIRST_PROCESS, Interrupted, Signals, end_with_the_first
 
     signals = Signals()
     signals.install()
@@ -59,6 +60,8 @@ def main(args: list[str] | None = None) -> int:
         if debug or not of_another_process(error):
             raise
         return _say("another process of this run has ended: see why there, then continue with --ckpt_path last", 1)
+    finally:
+        os.environ.pop(FIRST_PROCESS, None)  # of what is started from here on, this is not the first process
     return 0
 
 

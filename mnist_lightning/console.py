@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-console = Console()
+console = Console(emoji=False)  # a run may be called :x:
 
 
 def say(line: str) -> None:

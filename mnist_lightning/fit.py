@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.markup import escape
 from rich.panel import Panel
 
 from mnist_lightning import runs
@@ -26,6 +27,11 @@ from mnist_lightning.training.checkpoints import STATE, also_known_as, check_mod
 from mnist_lightning.training.metrics_csv import MetricsCSV
 from mnist_lightning.training.signals import Interrupted, Signals, requeue_slurm_job
 from mnist_lightning.training.trainer import make_trainer
+
+# How Lightning refuses a setting, or a callback finds that what it looks for is not there
+REFUSED = (MisconfigurationException, RuntimeError, ValueError, LookupError)
+# What a checkpoint whose content does not fit comes to
+DOES_NOT_FIT = (*REFUSED, ArithmeticError, AttributeError, TypeError)
 
 
 @dataclass
@@ -69,16 +75,16 @@ def fit(words: list[str], signals: Signals) -> None:
 
     trainer.loggers = []
     made = None  # a folder that goes again if nothing comes of the run
-    if runs.is_first_process():
-        keeper.folder = start.folder or runs.new_run(root, run_name or base or "cnn", exact=bool(run_name))
-        made = None if start.folder else keeper.folder
-        runs.hold(keeper.folder)
-        _save_settings(parser, config, data, keeper.folder)
-        if made or not (keeper.folder / runs.JOB).exists():
-            (keeper.folder / runs.JOB).write_text(json.dumps(runs.job_of(words)))
-        trainer.loggers = _loggers(keeper.folder, start)
-        _announce(data, model, keeper.folder, file)
     try:
+        if runs.is_first_process():
+            keeper.folder = start.folder or runs.new_run(root, run_name or base or "cnn", exact=bool(run_name))
+            made = None if start.folder else keeper.folder
+            runs.hold(keeper.folder)
+            _save_settings(parser, config, data, keeper.folder)
+            if made or not (keeper.folder / runs.JOB).exists():
+                (keeper.folder / runs.JOB).write_text(json.dumps(runs.job_of(words)))
+            trainer.loggers = _loggers(keeper.folder, start)
+            _announce(data, model, keeper.folder, file)
         _train(trainer, model, data, keeper, start)
     finally:
         if made and not (made / "last.ckpt").exists():
@@ -136,15 +142,13 @@ def _train(trainer: Trainer, model: Any, data: MNISTDataModule, keeper: RunKeepe
         if interrupted.signum == signal.SIGUSR1 and trainer.is_global_zero:
             say(requeue_slurm_job())
         raise
-    except (UserError, OSError):
-        raise
-    except Exception as error:
+    except DOES_NOT_FIT as error:
         first_line, *_ = str(error).splitlines() or [""]
         if start.file is not None and trainer.global_step <= start.step and not of_another_process(error):
             raise UserError(f"{start.file} cannot be continued: {type(error).__name__}: {first_line}") from error
-        if not _is_lightnings(error):
+        if not isinstance(error, REFUSED) or not _is_lightnings(error):
             raise
-        kind = "" if isinstance(error, MisconfigurationException | ValueError) else f"{type(error).__name__}: "
+        kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""  # its text is but a name
         raise UserError(f"--trainer: {kind}{first_line}") from error
     if not keeper.last.exists():
         raise UserError(
@@ -275,7 +279,7 @@ def _announce(data: MNISTDataModule, model: Any, folder: Path, file: Path | None
         reason = data.download_problem or f"there is no MNIST in {data.root}"
         console.print(
             Panel(
-                f"[bold]Training on SYNTHETIC digits, not on MNIST.[/]\n{reason}.\n"
+                f"[bold]Training on SYNTHETIC digits, not on MNIST.[/]\n{escape(reason)}.\n"
                 "For MNIST, give its folder with --data.root DIR or the variable MNIST_ROOT.",
                 style="red",
             )

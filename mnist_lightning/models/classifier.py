@@ -256,6 +256,10 @@ class DigitClassifier(LightningModule):
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
+    def on_test_epoch_start(self) -> None:
+        for name in ("test_loss", "test_acc"):
+            self.metrics[name].reset()  # an evaluation before this one may have been cut off
+
     def on_test_epoch_end(self) -> None:
         for name in ("test_loss", "test_acc"):
             self.log(name, self.metrics[name])

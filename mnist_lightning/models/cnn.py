@@ -7,7 +7,7 @@ from torch import nn
 
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models.classifier import DigitClassifier
-from mnist_lightning.models.layers import Dropout, activation_layer, fully_connected, per_layer
+from mnist_lightning.models.layers import Dropout, PoolsFirst, activation_layer, fully_connected, per_layer
 
 Part = Literal["conv", "norm", "activation", "pool", "dropout"]
 
@@ -77,4 +77,4 @@ class CNN(DigitClassifier):
                 raise BadSetting("--model: the stages leave nothing of 28x28; pool less or pad more")
         layers += [nn.Flatten(), *fully_connected(width * side * side, hidden, dropout, activation)]  # -> [n, 10]
         # the layout that convolution kernels work in; what it is worth tells benchmarks/tricks.py
-        self.net = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.net = PoolsFirst(*layers).to(memory_format=torch.channels_last)

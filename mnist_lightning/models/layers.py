@@ -1,6 +1,7 @@
 """What the networks are made of: layers and torch classes by name, and values given for one layer or for each."""
 
 import difflib
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -17,12 +18,14 @@ class Linear(nn.Linear):
     """torch's; in training on the CPU each thread keeps to its own share of a large weight matrix.
 
     Gradient and optimizer step of a share then find it in the cache of the core that used it last. torch divides each
-    product as it comes: where cores pass data slowly, 1.4 times the epoch of simple_mlp (benchmarks/tricks.py).
+    product as it comes (benchmarks/tricks.py).
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if not self.training or torch.compiler.is_compiling():
+            return super().forward(input)
         threads = torch.get_num_threads()
-        if not self.training or threads == 1 or not self._divides(input, threads):
+        if threads == 1 or not self._divides(input, threads):
             return super().forward(input)
         shares = self.weight.view(threads, -1, self.in_features)
         outputs = torch.baddbmm(self.bias.view(threads, -1, 1), shares, input.t().expand(threads, -1, -1))
@@ -37,6 +40,25 @@ class Linear(nn.Linear):
             and (input.device.type, input.dtype) == ("cpu", torch.float32)
             and not torch.is_autocast_enabled("cpu")
         )
+
+
+class PoolsFirst(nn.Sequential):
+    """Layers one after the other; in training a ReLU before max-pooling runs after it, where it has a quarter to do.
+
+    The two commute: the same bits come out, in the gradients too.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        for layer in self.in_training() if self.training else self:
+            input = layer(input)
+        return input
+
+    def in_training(self) -> list[nn.Module]:
+        layers = list(self)
+        for i, (first, then) in enumerate(pairwise(self)):
+            if isinstance(first, nn.ReLU) and isinstance(then, nn.MaxPool2d):
+                layers[i : i + 2] = [then, first]
+        return layers
 
 
 class Dropout(nn.Dropout):

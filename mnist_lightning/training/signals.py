@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -67,8 +68,15 @@ def end_with_the_first() -> None:
     if sys.platform == "linux" and FIRST_PROCESS in os.environ and not others:
         PR_SET_PDEATHSIG = 1  # noqa: N806
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if str(os.getppid()) != os.environ[FIRST_PROCESS]:  # it ended before the call: no signal will come
-            sys.exit(1)
+        if _has_ended(os.environ[FIRST_PROCESS]):  # before the call: no signal will come
+            sys.exit("mnist_lightning: the process that started this one has ended")
+
+
+def _has_ended(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def requeue_slurm_job() -> str:

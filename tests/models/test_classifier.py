@@ -360,3 +360,14 @@ def test_a_subclass_may_have_a_forward_of_its_own(train):
     *_, rows = train(kind=Zero)
     for name in ("train_loss", "val_loss"):
         assert [float(row[name]) for row in rows if row[name]] == [pytest.approx(math.log(10))]
+
+
+def test_a_test_after_one_that_kept_nothing_counts_its_own_images(tiny_mnist: Path):
+    data, model = MNISTDataModule(str(tiny_mnist), source="mnist", val_size=50), MLP(hidden=[16])
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(**quiet)
+    trainer.test(model, datamodule=data, verbose=False)
+    first = dict(trainer.callback_metrics)
+    model.metrics["test_acc"].update(torch.zeros(500, 10), torch.ones(500, dtype=torch.int64))
+    trainer.test(model, datamodule=data, verbose=False)
+    assert dict(trainer.callback_metrics) == first

@@ -115,3 +115,17 @@ def test_dropout2d_drops_whole_channels():
     dropped = (maps == 0).flatten(1).all(1)
     assert 5 < dropped.sum() < 35
     assert (maps[~dropped] != 0).all()
+
+
+def test_relu_runs_after_pooling_in_training_and_computes_the_same_bits():
+    torch.manual_seed(0)
+    model = CNN(channels=[4, 8], padding=1)
+    assert " ".join(type(part).__name__ for part in model.net[:3]) == "Conv2d ReLU MaxPool2d"
+    assert [type(part).__name__ for part in model.net.in_training()[:3]] == ["Conv2d", "MaxPool2d", "ReLU"]
+    found = []
+    for net in (model.net, nn.Sequential(*model.net)):
+        output = net(torch.arange(30 * 784).remainder(7).float().view(30, 1, 28, 28))  # ties too
+        found.append((output, *torch.autograd.grad(output.square().sum(), list(net.parameters()))))
+    for ours, plain in zip(*found, strict=True):
+        assert torch.equal(ours, plain)
+    assert [type(part).__name__ for part in CNN(activation="SiLU").net.in_training()[:2]] == ["Conv2d", "SiLU"]

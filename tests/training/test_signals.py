@@ -11,6 +11,8 @@ import kill
 import pytest
 from processes import NET, no_traceback, same_run
 
+from mnist_lightning.cli import main
+
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -251,3 +253,20 @@ def two_ranks(mnist: Path, folder: Path) -> kill.Training:
     words = [*NET, "--data.root", mnist, "--trainer.default_root_dir", folder, "--trainer.max_epochs", "1000"]
     words += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     return kill.Training(list(map(str, words)), folder / "log")
+
+
+def test_a_rank_with_another_process_between_is_not_taken_for_an_orphan(tmp_path):
+    """As where Lightning starts a script that forks once more before it comes to `main`."""
+    script = "import os, subprocess, sys; os.environ['MNIST_LIGHTNING_FIRST_PROCESS'] = str(os.getpid()); "
+    script += "sys.exit(subprocess.run(['sh', '-c', sys.argv[1] + ' -m mnist_lightning report; exit $?']).returncode)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, sys.executable], cwd=tmp_path, env=os.environ | {"LOCAL_RANK": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "has ended" not in done.stderr
+
+
+def test_what_comes_after_a_command_is_no_child_of_it():
+    main(["report"])
+    assert "MNIST_LIGHTNING_FIRST_PROCESS" not in os.environ
