@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
-from results import ROOT, machine, read_section, write_section
+from results import NOTES, ROOT, machine, read_section, write_section
 
 # recipe: (least mean test accuracy, what the article published, seeds), accuracies in percent
 RECIPES = {
@@ -66,6 +66,7 @@ def cpu_seconds() -> tuple[float, float]:
 def write(row: str, recipe: str) -> None:
     """Puts the row in its place; other recipes keep theirs if they were measured on this machine."""
     old = read_section(HEADING)
+    old = old[: old.index(NOTES)] if NOTES in old else old
     kept = [line for line in old if line.startswith("| ")] if any(machine() in line for line in old) else []
     rows = {line.split()[1]: line for line in kept} | {recipe: row}
     intro = [
