@@ -61,7 +61,7 @@ def main(args: list[str] | None = None) -> int:
             raise
         return _say("another process of this run has ended: see why there, then continue with --ckpt_path last", 1)
     finally:
-        os.environ.pop(FIRST_PROCESS, None)  # of what is started from here on, this is not the first process
+        pass  # of what is started from here on, this is not the first process
     return 0
 
 

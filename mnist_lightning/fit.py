@@ -36,15 +36,15 @@ DOES_NOT_FIT = (*REFUSED, ArithmeticError, AttributeError, TypeError)
 
 @dataclass
 class _Start:
-    """The run that is trained, and where it stands: a new one has neither folder nor checkpoint."""
+    """The run that is trained, and where it stands: a new one has neither folder nor file."""
 
     folder: Path | None
     file: Path | None
-    checkpoint: dict[str, Any] | None
+    checkpoint: dict[str, Any]  # what the file holds
 
     @property
     def step(self) -> int:
-        return -1 if self.checkpoint is None else self.checkpoint[STATE]["step"]
+        return self.checkpoint[STATE]["step"] if self.file else -1
 
 
 def fit(words: list[str], signals: Signals) -> None:
@@ -59,7 +59,7 @@ def fit(words: list[str], signals: Signals) -> None:
         folder, file = _cut_off(root, words)
     else:
         folder, file = runs.checkpoint_file(root, run_name, base, ckpt_path)
-    start = _Start(folder, file, None if file is None else read_checkpoint(file))
+    start = _Start(folder, file, read_checkpoint(file) if file else {})
     config = parse(parser, _with_defaults(parser, words, root, start))
     _check(config)
     seed_everything(config.seed, verbose=False)
@@ -68,7 +68,7 @@ def fit(words: list[str], signals: Signals) -> None:
     _pass_on(trainer_settings, model, data)
     keeper = RunKeeper(Path(), signals, config.checkpoint.every_n_seconds, config.checkpoint.every_n_steps)
     trainer = make_trainer(trainer_settings, [keeper], fit=True)
-    if start.file is not None and start.checkpoint is not None:
+    if start.file is not None:
         _check_resumable(start.file, start.checkpoint, model, data, trainer)
     data.prepare_data()
     data.setup("fit")
@@ -100,7 +100,7 @@ def fit(words: list[str], signals: Signals) -> None:
 
 def _with_defaults(parser: Any, words: list[str], root: Path, start: _Start) -> list[str]:
     """The words, after those that stand for what they leave unsaid: the run's own settings, or the default model."""
-    if start.file is not None and start.checkpoint is not None and option(words, "--config") is None:
+    if start.file is not None and option(words, "--config") is None:
         words = [*_settings_of_run(start.file, root, start.checkpoint), *words]
     config_file = option(words, "--config")
     if option(words, "--model") is not None or (config_file is not None and "model" in settings_file(config_file)):
@@ -124,11 +124,11 @@ def _check(config: Any) -> None:
 def _loggers(folder: Path, start: _Start) -> list[Logger]:
     """metrics.csv and TensorBoard's events, both without what a checkpoint does not know of."""
     table = MetricsCSV(folder / "metrics.csv")
-    if start.checkpoint is None:
+    if start.file is None:
         table.path.unlink(missing_ok=True)  # a start that was cut off before its first checkpoint
-    elif start.file is not None and start.checkpoint[STATE]["metrics_csv"]:
+    elif start.checkpoint[STATE]["metrics_csv"]:
         table.rewind(start.checkpoint[STATE]["metrics_csv"], start.file.parent / "metrics.csv")
-    purge = None if start.checkpoint is None else start.step + 1
+    purge = start.step + 1 if start.file else None
     return [table, TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge)]
 
 

@@ -1,11 +1,13 @@
 """What a person sees: runs and their names, every command from its words, one line for every error."""
 
 import csv
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -238,8 +240,9 @@ def test_synthetic_digits_are_said_loudly(cli, monkeypatch: pytest.MonkeyPatch):
     from mnist_lightning.data.synthetic import synthetic_digits
 
     monkeypatch.setattr("mnist_lightning.data.module.synthetic_digits", lambda count, seed: synthetic_digits(300, seed))
-    result = cli("fit", "--model", "MLP", "--data.val_size", 50, "--trainer.max_steps", 2)
+    result = cli("fit", "--model", "MLP", "--data.val_size", 50, "--trainer.max_steps", 2, "--data.root", "no[/b]")
     assert result.status == 0
+    assert "no[/b]" in result.out
     assert "Training on SYNTHETIC digits, not on MNIST." in result.out
     assert "no network" in result.out
     assert "MNIST_ROOT" in result.out
@@ -737,6 +740,23 @@ def test_what_lightning_refuses_in_the_middle_is_one_line(cli, tiny: list[str]):
     result = cli("fit", *tiny, "--config", "stop.yaml")
     assert result.status == 1
     assert "metric `val_los` which is not available" in one_line(result)
+    result = cli("fit", *tiny, "--trainer.callbacks", "SpikeDetection")
+    assert (result.status, one_line(result)) == (1, "mnist_lightning: --trainer: KeyError: 'loss'")
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(cli, tiny: list[str], monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "config.yaml")
+
+    monkeypatch.setattr("mnist_lightning.fit._save_settings", full)
+    result = cli("fit", *tiny)
+    assert (result.status, one_line(result)) == (1, "mnist_lightning: config.yaml: No space left on device")
+    assert not list(RUNS.iterdir())
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(fit):
+    out = fit("--run", ":x: [b]").out
+    assert out.count(f"{RUNS}/:x: [b]") == 3  # the run starts; its checkpoint and its folder
 
 
 def test_a_loss_that_is_not_finite(cli, tiny: list[str]):

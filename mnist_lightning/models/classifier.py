@@ -149,9 +149,8 @@ class DigitClassifier(LightningModule):
         """One CPU thread for steps so small that to wake a second costs more than it helps."""
         threads = torch.get_num_threads()
         small = block.sizes[0] * sum(parameter.numel() for parameter in self.net.parameters()) < SMALL_STEP
-        if small and not any(
-            isinstance(layer, nn.Conv2d) for layer in self.net.modules()
-        ):  # a convolution reuses its weights
+        convolves = any(isinstance(layer, nn.Conv2d) for layer in self.net.modules())  # it reuses its weights
+        if small and not convolves:
             torch.set_num_threads(1)
         try:
             yield
@@ -175,8 +174,7 @@ class DigitClassifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         if self.trainer.global_step % self._loader().batches:
             return  # max_steps ended the training inside the epoch; a run that goes on from here ends the epoch
-        row = self.epoch_results | self._results("train")
-        self.epoch_results = {}
+        row, self.epoch_results = self.epoch_results | self._results("train"), {}
         self._write(self.trainer.global_step, self.trainer.current_epoch + 1, self._rate(), row)
         scheduler = self._scheduler("epoch")
         if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
@@ -188,10 +186,7 @@ class DigitClassifier(LightningModule):
         optimizer = optimizer_of(self.parameters(), self.hparams, self.device)
         if not self.hparams["scheduler"]:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": scheduler_of(optimizer, self.hparams, self.scheduled_steps),
-        }
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_of(optimizer, self.hparams, self.scheduled_steps)}
 
     def _scheduler(self, interval: str) -> Any:
         """The scheduler if this is its interval. Lightning steps none under manual optimization."""

@@ -18,7 +18,7 @@ class Linear(nn.Linear):
     """torch's; in training on the CPU each thread keeps to its own share of a large weight matrix.
 
     Gradient and optimizer step of a share then find it in the cache of the core that used it last. torch divides each
-    product as it comes (benchmarks/tricks.py).
+    product as it comes; what this is worth tells benchmarks/tricks.py.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Linear(nn.Linear):
 class PoolsFirst(nn.Sequential):
     """Layers one after the other; in training a ReLU before max-pooling runs after it, where it has a quarter to do.
 
-    The two commute: the same bits come out, in the gradients too.
+    The two commute: the same bits come out, in the gradients too. (Out of training, the summary sees them in order.)
     """
 
     def forward(self, input: Tensor) -> Tensor:

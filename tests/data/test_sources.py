@@ -487,7 +487,7 @@ def test_download_gives_up_on_hanging_mirrors(mirror, hanging, tmp_path, monkeyp
     monkeypatch.setattr(mirror[2], "mirrors", [hanging, hanging])
     start = time.monotonic()
     text = message(download, tmp_path / "data", 1.0)
-    assert 0.9 < time.monotonic() - start < 20
+    assert 0.9 < time.monotonic() - start < 3
     assert text.count("no answer within 0.5 s") == 2
     assert empty(tmp_path / "data")
 
@@ -518,7 +518,7 @@ def test_download_from_a_server_that_never_ends(mirror, tmp_path, monkeypatch, s
         monkeypatch.setattr(mirror[2], "mirrors", [f"http://127.0.0.1:{server.getsockname()[1]}/"])
         began = time.monotonic()
         assert expected in message(download, tmp_path / "data", timeout)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 5
     assert empty(tmp_path / "data")
 
 

@@ -24,7 +24,7 @@ from mnist_lightning.errors import UserError
 from mnist_lightning.training.checkpoints import COMMENT, MARK, load_model, read_checkpoint, write_checkpoint
 
 N = int(os.environ.get("FUZZ_N", 150))
-SECONDS, MEGABYTES = 10.0, 300  # for one file of 0.2 MB: what loading takes at the most
+SECONDS, MEGABYTES = 3.0, 300  # for one file of 0.2 MB: what loading takes at the most
 
 
 def sealed(body: bytes) -> bytes:
