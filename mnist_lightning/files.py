@@ -1,0 +1,86 @@
+"""Files that survive: written whole or not at all, and on the disk before anybody counts on them."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from mnist_lightning.errors import UserError
+
+
+def write_whole(
+    content: str | bytes | memoryview, path: Path, also: Path | None = None, previous: Path | None = None
+) -> None:
+    """Writes the file whole or not at all, durably.
+
+    `also` is a second name for it, given first; under `previous` goes on what was called `path` before. Raises
+    UserError if it cannot be written; then everything is as it was, but that it may have its second name.
+    """
+    with whole_file(path, also, previous) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path, also: Path | None = None, previous: Path | None = None) -> Iterator[IO[bytes]]:
+    """A binary file to write into, for what is not in memory at once; see `write_whole`."""
+    temporary = _temporary(path)
+    try:
+        temporary.unlink(missing_ok=True)  # one left by a killed process can be a second name of another file
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if also is not None:
+            give_name(temporary, also)
+        if previous is not None and path.exists():
+            give_name(path, previous)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def give_name(file: Path, name: Path) -> None:
+    """Lets `name` mean this file too, at once or not at all; `sync(name.parent)` makes it durable."""
+    temporary = _temporary(name)
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(file, temporary)  # no second copy, nothing to sync
+        except OSError:  # a file system without hard links
+            shutil.copyfile(file, temporary)
+            sync(temporary)
+        os.replace(temporary, name)
+    except OSError as error:
+        raise unwritable(name, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's or a folder's content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_device(path: Path) -> bool:
+    """Whether this is a pipe, which would be waited for, or a device, which may have no end."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What a person is told when a file cannot be written."""
+    return UserError(f"{path} cannot be written: {error.strerror or error}: make room or mend the folder")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")

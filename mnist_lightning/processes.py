@@ -1,0 +1,134 @@
+"""This process among others: its rank, its signals, the job that it is part of. What it takes, it gives back."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+FIRST_PROCESS = "MNIST_LIGHTNING_FIRST_PROCESS"  # an environment variable: its process ID
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process that makes folders, before Lightning can tell (torchrun, Slurm, Lightning)."""
+    ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
+# ---------------------------------------------------------------------- signals
+
+
+class Interrupted(BaseException):
+    """Training or a tool was asked to stop; `signum` says by what."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+        self.told = "stopped"
+
+    def __str__(self) -> str:
+        return self.told
+
+
+class Signals:
+    """Ctrl-C, SIGTERM and Slurm's SIGUSR1, lent. While `deferred`, the first is only noted in `received`.
+
+    While `importing`, when there is nothing to lose yet, they end the process at once: an exception in the middle of
+    importing torch can reach C++ code that aborts. In a thread they stay with whom they were: Python hands signals
+    to the main thread only.
+    """
+
+    def __init__(self) -> None:
+        self.importing = "torch" not in sys.modules
+        self.received = 0
+        self.deferred = False
+        self._before: dict[int, Any] = {}  # whose they were
+
+    def install(self) -> None:
+        """Takes the signals (back: Lightning puts its own handler in, which can hang several processes)."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        slurm = [signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []
+        for signum in (signal.SIGINT, signal.SIGTERM, *slurm):
+            before = signal.signal(signum, self._handle)
+            self._before.setdefault(signum, before)
+
+    def restore(self) -> None:
+        """Gives the signals back to whom they were before the first `install`."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        while self._before:
+            signum, before = self._before.popitem()
+            signal.signal(signum, signal.SIG_DFL if before is None else before)  # None: not set by Python
+
+    def _handle(self, signum: int, frame: FrameType | None) -> Any:
+        if self.importing:
+            if is_first_process():
+                os.write(2, b"mnist_lightning: stopped\n")
+            os._exit(128 + signum)
+        if not self.deferred or (self.received and signum == signal.SIGINT):
+            self.received = signum
+            raise Interrupted(signum)
+        self.received = self.received or signum
+
+
+# ---------------------------------------------------------------------- other processes
+
+
+def end_with_the_first() -> None:
+    """A process that Lightning started for another rank ends when the first does, however that ended.
+
+    It could otherwise wait for the first for half an hour. (torchrun and Slurm look after their processes themselves.)
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ[FIRST_PROCESS] = str(os.getpid())  # those that it starts inherit it
+        return
+    others = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ)
+    if sys.platform == "linux" and FIRST_PROCESS in os.environ and not others:
+        PR_SET_PDEATHSIG = 1  # noqa: N806
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if _has_ended(os.environ[FIRST_PROCESS]):  # before the call: no signal will come
+            sys.exit("mnist_lightning: the process that started this one has ended")
+
+
+def _has_ended(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+# ---------------------------------------------------------------------- jobs of torchrun and Slurm
+
+
+def job_of(words: Any) -> dict[str, Any]:
+    """What tells a job that torchrun or Slurm starts again from every other; `words`: what it was asked."""
+    words = json.loads(json.dumps(words, default=str))  # as they come back from a file
+    slurm = [os.environ[name] for name in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in os.environ]
+    return {"words": words, "slurm": slurm or None, "torchrun": os.environ.get("TORCHELASTIC_RUN_ID")}
+
+
+def restarted_by() -> Literal["slurm", "torchrun"] | None:
+    """Who started this job again, or may have; None: this is its first start."""
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        return "slurm"
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return "torchrun"
+    # torchrun replaces a lost node without counting that as a restart
+    return "torchrun" if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none" else None
+
+
+def requeue_slurm_job() -> str:
+    """Asks Slurm to run this job again, as Lightning does on SIGUSR1; says what came of it."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ["SLURM_JOB_ID"]
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"Slurm job {job} could not be requeued: {error}"
+    return f"Slurm job {job} requeued" if done.returncode == 0 else f"Slurm did not requeue job {job}: {done.stderr}"

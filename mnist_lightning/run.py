@@ -1,0 +1,259 @@
+"""Run: a folder of checkpoints/, how it is made, named, found, held and compared."""
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from mnist_lightning.errors import UserError
+from mnist_lightning.files import write_whole
+from mnist_lightning.processes import is_first_process, job_of, restarted_by
+
+
+class Run:
+    """The folder of one training: its settings, checkpoints, table and result. It can be copied, moved and continued.
+
+    Which checkpoint is the last, which run the newest, is read from the files, not from their times.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.config = self.folder / "config.yaml"
+        self.last = self.folder / "last.ckpt"
+        self.previous = self.folder / "previous.ckpt"  # what last.ckpt was before
+        self.best = self.folder / "best.ckpt"
+        self.table = self.folder / "metrics.csv"
+        self.result = self.folder / "test.json"
+        self._job = self.folder / ".job"  # when it was trained the last time, and what was asked for
+        self._held: int | None = None  # an open descriptor
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    # ------------------------------------------------------------------ made and found
+
+    @classmethod
+    def new(cls, root: Path, base: str, exact: bool = False) -> Self:
+        """Makes the folder of a new run: `base`, else `base-2`, `base-3`, …; with `exact`, `base` or an error."""
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 100_000):
+                run = cls(root / (base if number == 1 else f"{base}-{number}"))
+                try:
+                    run.folder.mkdir()
+                    return run
+                except FileExistsError:
+                    if exact and run._never_began():
+                        return run
+                    if exact:
+                        raise UserError(
+                            f"the run {run} is there already: continue it with --ckpt_path last, or choose another "
+                            "--run"
+                        ) from None
+        except OSError as error:
+            raise UserError(
+                f"no run folder can be made in {root}: {error.strerror}; see --trainer.default_root_dir"
+            ) from error
+        raise UserError(f"there are too many runs called {base} in {root}")
+
+    def _never_began(self) -> bool:
+        """Whether it was killed before its first checkpoint."""
+        return not any(self.folder.glob("*.ckpt")) and (self.config.exists() or not any(self.folder.iterdir()))
+
+    @classmethod
+    def all(cls, root: Path) -> list[Self]:
+        """The runs in `root`, by their names."""
+        return sorted(map(cls, (file.parent for file in root.glob("*/config.yaml"))), key=lambda run: run.name)
+
+    @classmethod
+    def named(cls, root: Path, name: str) -> Self:
+        """The run called `name`."""
+        run = cls(root / name)
+        if not run.config.exists():
+            there = ", ".join(other.name for other in cls.all(root))
+            raise UserError(f"there is no run {name!r} in {root}; there are: {there or 'none'}")
+        return run
+
+    @classmethod
+    def newest(cls, root: Path, base: str | None = None) -> Self:
+        """The run that was trained last, of those called `base`, `base-2`, … if a base is given."""
+        runs = cls.all(root)
+        if base is not None:
+            runs = [run for run in runs if re.fullmatch(re.escape(base) + r"(-\d+)?", run.name)]
+        if not runs:
+            of = f" of {base}" if base else ""
+            raise UserError(f"there is no run{of} in {root}: start one with fit, or name one with --run or --ckpt_path")
+        return max(runs, key=cls._trained_at)
+
+    @classmethod
+    def cut_off(cls, root: Path, words: Any) -> Self | None:
+        """The run that this very job was training before it was started again; None if this is its first start."""
+        by, job = restarted_by(), job_of(words)
+        if by is None:
+            return None
+        runs = [cls(file.parent) for file in root.glob("*/.job")]
+        jobs = [(run, run._read_job()) for run in runs if by == "slurm" or not run.result.exists()]
+        own = [run for run, old in jobs if old.get("words") == words and old.get(by) == job[by]]
+        return max(own, key=cls._trained_at, default=None)
+
+    def note_job(self, words: Any) -> None:
+        """Notes that it is being trained now, and which job began it; `words`: what that was asked, as JSON has it."""
+        job = {key: value for key, value in self._read_job().items() if key in ("words", "slurm", "torchrun")}
+        write_whole(json.dumps((job or job_of(words)) | {"time": time.time()}) + "\n", self._job)
+
+    def _read_job(self) -> dict[str, Any]:
+        try:
+            job = json.loads(self._job.read_text())
+        except (OSError, ValueError):
+            return {}  # an older run, or one that somebody has edited
+        return job if isinstance(job, dict) else {}
+
+    def _trained_at(self) -> float:
+        at = self._read_job().get("time")
+        if isinstance(at, int | float):
+            return at
+        return self.config.stat().st_mtime if self.config.exists() else 0.0
+
+    # ------------------------------------------------------------------ held
+
+    def hold(self, patience: float = 3.0) -> None:
+        """Makes this the one process that writes to the run; the system lets go of it when the process ends, however.
+
+        Waits so many seconds for another one: it may have been told to stop, and still be writing.
+        """
+        if self._held is not None:
+            return
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        deadline = time.monotonic() + patience
+        try:
+            while not _locked(descriptor):
+                if time.monotonic() > deadline:
+                    raise UserError(f"{self} is being trained by another process: wait, or choose another --run")
+                time.sleep(0.1)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._held = descriptor
+
+    def release(self) -> None:
+        """Lets others write to the run."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    # ------------------------------------------------------------------ its checkpoints
+
+    def checkpoint(self, which: str) -> Path:
+        """The file that `best` or `last` means; says which damaged ones were passed over.
+
+        `last` is the good one that is furthest on, by what is in the files: a copy's times say nothing.
+        """
+        if which == "best":
+            if not self.best.exists():
+                raise UserError(
+                    f"{self} has no best.ckpt: none is chosen before the first validation, or without validation "
+                    "images before the end; use --ckpt_path last"
+                )
+            return self.best
+        from mnist_lightning.training.checkpoints import position  # with it comes torch
+
+        good: dict[Path, tuple[int, ...]] = {}
+        passed = []
+        for file in (self.last, self.previous, self.best):
+            if not file.exists() or any(file.samefile(other) for other in good):
+                continue
+            try:
+                good[file] = position(file)
+            except UserError as error:
+                passed.append(str(error).split("; ")[0])
+        if not good:
+            why = "; ".join(passed) if passed else "no checkpoint has been written yet"
+            raise UserError(f"{self} has no checkpoint to load ({why}): start a new run without --ckpt_path")
+        file = max(good, key=lambda file: good[file])  # of equals the first
+        if passed and is_first_process():
+            for line in [*passed, f"continuing with {file}, the good one that is furthest on"]:
+                print(f"mnist_lightning: {line}", file=sys.stderr)
+        return file
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether this process has the lock now; True where there are none to be had."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Windows; a file system without locks
+        return True
+    return True
+
+
+def run_and_file(root: Path, run_name: str | None, base: str | None, ckpt_path: str) -> tuple[Run | None, Path]:
+    """The run to write to (None: a new one) and the checkpoint file that `--ckpt_path` means."""
+    if ckpt_path in ("last", "best"):
+        run = Run.named(root, run_name) if run_name else Run.newest(root, base)
+        return run, run.checkpoint(ckpt_path)
+    file = Path(ckpt_path)
+    run = Run(root / run_name) if run_name else Run(file.parent)
+    there = run.config.exists() and run.folder.resolve().parent == root.resolve()
+    return (run if there else None), file
+
+
+def base_name(config: str | None, model: str | None) -> str | None:
+    """The run name that a request asks for: the recipe's name, else the model's."""
+    if config:
+        path = Path(config)
+        # a run's own config.yaml asks for another such run
+        return re.sub(r"-\d+$", "", path.resolve().parent.name) if path.stem == "config" else path.stem
+    return model.rpartition(".")[2].lower() if model else None
+
+
+def differences(
+    checkpoint: dict[str, Any], model: Any, data: Any, ranks: int, precision: str, accumulate: int | None = None
+) -> list[str]:
+    """What a resumed training would do otherwise than the one that wrote the checkpoint, in the words of the flags.
+
+    Not compared: what changes no result (root, source and files, of which the images are compared), and steps
+    accumulated where a callback changes their number.
+    """
+    from mnist_lightning.training.checkpoints import STATE, plain
+
+    state, found = checkpoint[STATE], []
+    for group, old, new in (
+        ("model", checkpoint.get("hyper_parameters", {}), dict(model.hparams)),
+        ("data", checkpoint.get("datamodule_hyper_parameters", {}), dict(data.hparams)),
+    ):
+        names = sorted(new) if group == "model" else ("normalize", "seed", "train_size", "val_size")
+        for name in names:
+            if _lists(plain(old.get(name))) != _lists(plain(new.get(name))):
+                found.append(f"--{group}.{name} was {old.get(name)}, is {new.get(name)}")
+    old_size, size = state["global_batch_size"], data.hparams.get("batch_size", 0) * ranks
+    if old_size is None or not size or old_size == size:
+        pass
+    elif state["world_size"] == ranks:
+        found.append(f"--data.batch_size was {old_size // ranks}, is {size // ranks}")
+    else:
+        found.append(
+            f"{state['world_size']} processes had {old_size} images in a step together, {ranks} now have {size}: "
+            "mend it with --data.batch_size"
+        )
+    for name, was, now in (
+        ("precision", state["precision"], precision),
+        ("accumulate_grad_batches", state["accumulate"], accumulate or state["accumulate"]),
+    ):
+        if was != now:
+            found.append(f"--trainer.{name} was {was}, is {now}")
+    return found
+
+
+def _lists(value: Any) -> Any:
+    """YAML has no tuples."""
+    return list(map(_lists, value)) if isinstance(value, list | tuple) else value
