@@ -65,11 +65,14 @@ def give_name(file: Path, name: Path) -> None:
 
 def sync(path: Path) -> None:
     """Waits until a file's or a folder's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def is_device(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written durably, checked before use, found again, never trusted.
+"""Checkpoints that survive: written durably, checked before use, never trusted.
 
 A file is torch's own zip with a SHA-256 of everything before it as the archive's comment, so `torch.load` reads it
 as it is. It holds tensors and plain values only.
@@ -7,49 +7,48 @@ as it is. It holds tensors and plain values only.
 import hashlib
 import io
 import os
-import shutil
-import sys
+import zipfile
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
-from torch import Tensor
+from torch import nn
 
 from mnist_lightning.errors import UserError
+from mnist_lightning.files import is_device, sync, write_whole
 from mnist_lightning.models import MODELS, DigitClassifier
-from mnist_lightning.runs import is_device
-from mnist_lightning.training.strangers import LARGEST, STATE, check_pickle, check_values
+from mnist_lightning.training.checkpoint_content import (
+    LARGEST,
+    STATE,
+    check_archive,
+    check_entries,
+    check_values,
+    plain,
+)
 
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64  # bytes of the zip comment
+NO_COMMENT = b"PK\x05\x06"  # where a zip archive without one has its end: 22 bytes before that of the file
+GONE = {"gradient_clip_val", "seed"}  # settings of models that earlier checkpoints have
 
 
-def plain(value: Any) -> Any:
-    """A copy with dicts, lists, tuples, strings, numbers and compact CPU tensors only.
-
-    Strings are interned: pickle writes a string once for each object, so equal states give equal files only if
-    equal strings are one object, however the state came about.
-    """
-    if isinstance(value, Tensor):  # a copy: training goes on, and a view has the whole tensor behind it
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(plain(item) for item in value) if type(value) in (list, tuple) else list(map(plain, value))
-    if isinstance(value, bool | int | float | None):
-        return value
-    return sys.intern(str(value))
+# ---------------------------------------------------------------------- writing
 
 
 def write_checkpoint(
-    checkpoint: dict[str, Any], path: Path, also: Path | None = None, table: Path | None = None
+    checkpoint: dict[str, Any],
+    path: Path,
+    also: Path | None = None,
+    previous: Path | None = None,
+    table: Path | None = None,
 ) -> None:
-    """Writes the file whole or not at all.
+    """Writes the file whole or not at all, durably.
 
-    `also` is a second name for it, given first; `table` a file whose length the checkpoint holds, synced before.
+    `also` is a second name for it, given first; under `previous` lives on the one before, in case this one is damaged
+    later. `table` is a file whose length the checkpoint holds, synced before.
     """
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
@@ -58,175 +57,19 @@ def write_checkpoint(
     buffer.write(COMMENT.to_bytes(2, "little"))
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     buffer.write(MARK + digest.encode())
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         if table is not None and table.exists():
-            _sync(table)
-        temporary.unlink(missing_ok=True)  # one left by a killed process can be a second name of best.ckpt
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        if also is not None:
-            _give_name(temporary, also)
-        if path.exists():  # the one before lives on, in case this one is damaged later
-            _give_name(path, path.with_name(PREVIOUS))
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-PREVIOUS = "previous.ckpt"
-
-
-def also_known_as(path: Path, also: Path) -> None:
-    """Lets `also` mean this checkpoint too, durably."""
-    _give_name(path, also)
-    _sync(also.parent)
-
-
-def _give_name(file: Path, name: Path) -> None:
-    """Lets `name` mean this file too, at once or not at all."""
-    temporary = name.with_name(f".{name.name}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(file, temporary)  # no second copy, nothing to sync
-        except OSError:  # a file system without hard links
-            shutil.copyfile(file, temporary)
-            _sync(temporary)
-        os.replace(temporary, name)
-    except OSError as error:
-        raise _unwritable(name, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{path} cannot be written: {error.strerror or error}; the last good checkpoint is kept: make room or mend the "
-        "folder, then continue with --ckpt_path last"
-    )
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file's or a folder's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint of this project; runs none of its content.
-
-    Raises UserError, in one line, for a file that is missing, damaged, foreign or hostile.
-    """
-    try:
-        if is_device(path):
-            raise UserError(f"{path} is a pipe or a device, no checkpoint: see --ckpt_path")
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} is no checkpoint of mnist_lightning: it is larger than any")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}; see --ckpt_path") from error
-    body, comment = data[:-COMMENT], data[-COMMENT:]
-    if not data.startswith(b"PK") or not comment.startswith(MARK):
-        raise UserError(f"{path} is damaged or no checkpoint of mnist_lightning; --ckpt_path last takes a good one")
-    if hashlib.sha256(body).hexdigest().encode() != comment[len(MARK) :]:
-        raise UserError(f"{path} is damaged: its checksum does not match; --ckpt_path last takes a good one")
-    try:
-        check_pickle(data)
-        # True is said here because TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD would otherwise decide
-        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        check_values(checkpoint)
-    except Exception as error:
-        # a file with the right checksum and the wrong content was made by somebody else
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a checkpoint of mnist_lightning and was not loaded: {reason[:200]}") from error
-    return checkpoint
-
-
-def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:
-    """The checkpoint that `last` or `best` of a run means, and what is to be said of those passed over.
-
-    `last` is the newest that verifies. Raises UserError if there is none.
-    """
-    if which == "best":
-        if not (folder / "best.ckpt").exists():
-            raise UserError(
-                f"{folder} has no best.ckpt: none is chosen before the first validation, or without validation "
-                "images before the end; use --ckpt_path last"
-            )
-        return folder / "best.ckpt", []
-    # of names for one file, last.ckpt first
-    files = [folder / name for name in ("last.ckpt", PREVIOUS, "best.ckpt")]
-    files = sorted(filter(Path.exists, files), key=lambda file: -file.stat().st_mtime_ns)
-    passed = []
-    for file in files:
-        try:
-            read_checkpoint(file)
-        except UserError as error:
-            passed.append(str(error).split("; ")[0])
-            continue
-        if passed:
-            passed.append(f"continuing with {file}, the newest that verifies")
-        return file, passed
-    why = "; ".join(passed) if passed else "no checkpoint has been written yet"
-    raise UserError(f"{folder} has no checkpoint to load ({why}): start a new run without --ckpt_path")
-
-
-def model_of(checkpoint: dict[str, Any], path: Path) -> DigitClassifier:
-    """The network that a checkpoint describes, with its weights."""
-    check_model(checkpoint, path)
-    model = MODELS[checkpoint[STATE]["model"]](**checkpoint["hyper_parameters"])
-    load_weights(model, checkpoint, path)
-    return model
-
-
-def check_model(checkpoint: dict[str, Any], path: Path) -> None:
-    """Refuses a description that is not that of the weights, without spending memory on what it describes."""
-    name, settings, weights = checkpoint[STATE]["model"], checkpoint["hyper_parameters"], checkpoint["state_dict"]
-    if name not in MODELS:
-        raise UserError(f"{path} holds a model that is not known here: {name!r}; there are {', '.join(MODELS)}")
-    try:
-        if any(isinstance(value, list) and len(value) > len(weights) + 5 for value in settings.values()):
-            raise ValueError("more layers than weights")
-        with torch.device("meta"):
-            model = MODELS[name](**settings)
-        model.load_state_dict(weights, assign=True)
-    except Exception as error:  # settings of any kind, given to any constructor
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} describes no {name} of its weights: {reason[:200]}") from error
-
-
-def load_weights(model: DigitClassifier, checkpoint: dict[str, Any], path: Path) -> None:
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{path} is of another architecture than this {type(model).__name__}: use it with the recipe that it was "
-            "trained with"
-        ) from error
-
-
-def load_model(path: str | Path) -> DigitClassifier:
-    """The classifier of a checkpoint, ready to use: float32 [n, 1, 28, 28] normalised -> logits [n, 10].
-
-    Mean and standard deviation of its training images are in the checkpoint, under "MNISTDataModule". Raises
-    UserError for a file that is missing, damaged or foreign.
-    """
-    return model_of(read_checkpoint(Path(path)), Path(path)).eval()
+            sync(table)
+        write_whole(buffer.getbuffer(), path, also, previous)
+    except UserError as error:
+        raise UserError(f"{error}, then go on from the last good checkpoint with --ckpt_path last") from error
 
 
 class DurableCheckpointIO(CheckpointIO):
-    """Lightning's way in and out of files. A checkpoint is written in a thread while the training goes on."""
+    """Lightning's way in and out of files. A checkpoint is written in a thread while the training goes on.
+
+    `storage_options` of `Trainer.save_checkpoint`: what `write_checkpoint` takes besides.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,8 +78,13 @@ class DurableCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.wait()
-        Path(path).parent.mkdir(parents=True, exist_ok=True)  # a ModelCheckpoint's own folder
-        self._writing = self._thread.submit(write_checkpoint, plain(checkpoint), Path(path), **(storage_options or {}))
+        content, path = plain(checkpoint), Path(path)
+        try:
+            check_values(content)
+        except ValueError as error:
+            raise UserError(f"{path} cannot be written: {error}; see the states of callbacks and modules") from error
+        path.parent.mkdir(parents=True, exist_ok=True)  # a ModelCheckpoint's own folder
+        self._writing = self._thread.submit(write_checkpoint, content, path, **(storage_options or {}))
 
     def wait(self) -> None:
         """Until the last checkpoint is on the disk; raises UserError if it could not be written."""
@@ -250,8 +98,172 @@ class DurableCheckpointIO(CheckpointIO):
     teardown = wait  # Lightning calls it at the end, however that came
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        self.wait()  # Lightning's tuner saves and loads in a row, outside of any run
+        return _unpack(_read_sealed(Path(path)), Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         self.wait()
         Path(path).unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of a run; runs none of its content.
+
+    Raises UserError, in one line, for a file that is missing, damaged, foreign or hostile.
+    """
+    return _unpack(_read_sealed(path), path, check_entries)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of a run whole; of one that a plain Trainer wrote, `state_dict` and `hyper_parameters`."""
+    data = _read(path)
+    if data[-22:-18] != NO_COMMENT:
+        return read_checkpoint(path)
+    checkpoint = _unpack(data, path, lambda _: _check_sums(data))
+    weights, settings = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters", {})
+    if not isinstance(weights, dict) or not isinstance(settings, dict):
+        raise UserError(f"{path} holds no weights of a model")
+    return {"state_dict": weights, "hyper_parameters": settings}
+
+
+def position(path: Path) -> tuple[int, int, int]:
+    """How far a training was when it wrote this checkpoint: epochs done, mini-batches of the next, steps in all."""
+    state = read_checkpoint(path)[STATE]
+    return state["epoch"], state["batch"], state["step"]
+
+
+def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
+    """Refuses to go on with a training of an earlier version, whose position and order meant something else."""
+    if "format" not in checkpoint[STATE]:
+        raise UserError(
+            f"{path} was written by an earlier version of mnist_lightning, which trained in another way: it can be "
+            "tested and used, not continued; start a new run without --ckpt_path"
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if is_device(path):
+            raise UserError(f"{path} is a pipe or a device, no checkpoint: see --ckpt_path")
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} is no checkpoint of mnist_lightning: it is larger than any")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; see --ckpt_path") from error
+
+
+def _read_sealed(path: Path) -> bytes:
+    data = _read(path)
+    body, comment = memoryview(data)[:-COMMENT], data[-COMMENT:]
+    if not data.startswith(b"PK") or not comment.startswith(MARK):
+        raise UserError(f"{path} is damaged or no checkpoint of mnist_lightning; --ckpt_path last takes a good one")
+    if hashlib.sha256(body).hexdigest().encode() != comment[len(MARK) :]:
+        raise UserError(f"{path} is damaged: its checksum does not match; --ckpt_path last takes a good one")
+    return data
+
+
+def _unpack(data: bytes, path: Path, check: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+    try:
+        check_archive(data)
+        # True is said here because TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD would otherwise decide
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f"it holds a {type(checkpoint).__name__}")
+        check_values(checkpoint)
+        check(checkpoint)
+    except Exception as error:
+        # a file with the right checksum and the wrong content was made by somebody else
+        raise UserError(f"{path} is not a checkpoint of mnist_lightning and was not loaded: {_short(error)}") from error
+    return checkpoint
+
+
+def _check_sums(data: bytes) -> None:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if bad := archive.testzip():
+            raise ValueError(f"{bad} in it is damaged")
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+# ---------------------------------------------------------------------- models
+
+
+def load_model(path: str | Path) -> DigitClassifier:
+    """The classifier of a checkpoint, ready to use: float32 [n, 1, 28, 28] normalised -> logits [n, classes].
+
+    Also of one that a plain Trainer wrote of an MLP or a CNN. In that of a run are mean and standard deviation of its
+    training images, under "MNISTDataModule". Raises UserError for a file that is missing, damaged or foreign.
+    """
+    return model_of(read_weights(Path(path)), Path(path)).eval()
+
+
+def model_of(checkpoint: dict[str, Any], path: Path) -> DigitClassifier:
+    """The network that a checkpoint describes, with its weights."""
+    model = check_model(checkpoint, path)(**_settings(checkpoint))
+    load_weights(model, checkpoint, path)
+    return model
+
+
+def check_model(checkpoint: dict[str, Any], path: Path) -> type[DigitClassifier]:
+    """The class that a checkpoint describes. Refuses a description that is not that of the weights.
+
+    Spends no memory on what is described. Without a name, it is the class that takes settings and weights.
+    """
+    name = checkpoint[STATE]["model"] if STATE in checkpoint else None
+    if name is not None and name not in MODELS:
+        raise UserError(
+            f"{path} holds a model that is not of this project and is not imported from here: {name!r}; give its class "
+            "and settings with --model"
+        )
+    refusals = []
+    for known in [name] if name else MODELS:
+        try:
+            _try(MODELS[known], checkpoint)
+            return MODELS[known]
+        except Exception as error:  # settings of any kind, given to any constructor
+            refusals.append(f"{path} describes no {known} of its weights: {_short(error)}")
+    raise UserError("; ".join(refusals))
+
+
+def _try(model_class: type[DigitClassifier], checkpoint: dict[str, Any]) -> None:
+    settings, weights = _settings(checkpoint), checkpoint["state_dict"]
+    if any(isinstance(value, list | tuple) and len(value) > len(weights) + 5 for value in settings.values()):
+        raise ValueError("more layers than weights")
+    with torch.device("meta"):
+        model = model_class(**settings)
+    model.load_state_dict(weights, assign=True)
+
+
+def _settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in checkpoint.get("hyper_parameters", {}).items() if name not in GONE}
+
+
+def model_name(model: nn.Module) -> str:
+    """What a checkpoint calls this model: a name of this project, else the import path of its class."""
+    kind = type(model)
+    return next((name for name, known in MODELS.items() if known is kind), f"{kind.__module__}.{kind.__qualname__}")
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{path} is of another architecture than this {type(model).__name__}: use it with the recipe that it was "
+            "trained with"
+        ) from error
+
+
+def load_fitting_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> list[str]:
+    """Starts from a checkpoint's weights as far as names and shapes agree; returns the names of those left fresh."""
+    own, given = model.state_dict(), checkpoint["state_dict"]
+    fitting = {name: given[name] for name in own if getattr(given.get(name), "shape", None) == own[name].shape}
+    if not fitting:
+        raise UserError(f"{path} has no weight that fits into this {type(model).__name__}")
+    model.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
