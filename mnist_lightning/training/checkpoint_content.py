@@ -84,6 +84,8 @@ def check_archive(data: bytes) -> None:
         pickles = [name for name in names if name.endswith(".pkl")]
         if len(pickles) != 1 or len(set(names)) != len(names):
             raise ValueError("its archive is not laid out as torch.save does it")
+        if bad := archive.testzip():
+            raise ValueError(f"{bad} in it is damaged")
         for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
             if opcode.name in ("GLOBAL", "INST") and argument not in ALLOWED:
                 raise ValueError(f"it names {argument}")
@@ -112,6 +114,16 @@ def check_values(checkpoint: Any) -> None:
             raise ValueError(f"it holds a {type(value).__name__}")
         elif isinstance(value, int) and abs(value) >= 2**1024:
             raise ValueError("a number is larger than any that is written")
+
+
+def check_weights(checkpoint: dict[str, Any]) -> None:
+    """Refuses a checkpoint that has no weights, or as one of a run not what that has."""
+    if STATE in checkpoint:
+        check_entries(checkpoint)
+    elif not all(isinstance(checkpoint.get(name, {}), dict) for name in ("state_dict", "hyper_parameters")):
+        raise ValueError("its state_dict or hyper_parameters is wrong")
+    elif not checkpoint.get("state_dict"):
+        raise ValueError("it has no state_dict")
 
 
 def check_entries(checkpoint: dict[str, Any]) -> None:

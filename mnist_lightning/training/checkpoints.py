@@ -7,7 +7,6 @@ as it is. It holds tensors and plain values only.
 import hashlib
 import io
 import os
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ from mnist_lightning.training.checkpoint_content import (
     check_archive,
     check_entries,
     check_values,
+    check_weights,
     plain,
 )
 
@@ -66,9 +66,10 @@ def write_checkpoint(
 
 
 class DurableCheckpointIO(CheckpointIO):
-    """Lightning's way in and out of files. A checkpoint is written in a thread while the training goes on.
+    """Lightning's way in and out of files.
 
-    `storage_options` of `Trainer.save_checkpoint`: what `write_checkpoint` takes besides.
+    With `storage_options`, which are what `write_checkpoint` takes besides, a checkpoint is written in a thread while
+    the training goes on. Without, as Lightning's own callbacks save, it is there when the call returns.
     """
 
     def __init__(self) -> None:
@@ -85,6 +86,8 @@ class DurableCheckpointIO(CheckpointIO):
             raise UserError(f"{path} cannot be written: {error}; see the states of callbacks and modules") from error
         path.parent.mkdir(parents=True, exist_ok=True)  # a ModelCheckpoint's own folder
         self._writing = self._thread.submit(write_checkpoint, content, path, **(storage_options or {}))
+        if storage_options is None:
+            self.wait()
 
     def wait(self) -> None:
         """Until the last checkpoint is on the disk; raises UserError if it could not be written."""
@@ -99,7 +102,7 @@ class DurableCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         self.wait()  # Lightning's tuner saves and loads in a row, outside of any run
-        return _unpack(_read_sealed(Path(path)), Path(path))
+        return _unpack(_sealed(_read(Path(path)), Path(path)), Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         self.wait()
@@ -114,19 +117,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises UserError, in one line, for a file that is missing, damaged, foreign or hostile.
     """
-    return _unpack(_read_sealed(path), path, check_entries)
+    return _unpack(_sealed(_read(path), path), path, check_entries)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint of a run whole; of one that a plain Trainer wrote, `state_dict` and `hyper_parameters`."""
+    """Reads a checkpoint of a run, or what any Trainer wrote: of that count `state_dict` and `hyper_parameters`."""
     data = _read(path)
-    if data[-22:-18] != NO_COMMENT:
-        return read_checkpoint(path)
-    checkpoint = _unpack(data, path, lambda _: _check_sums(data))
-    weights, settings = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters", {})
-    if not isinstance(weights, dict) or not isinstance(settings, dict):
-        raise UserError(f"{path} holds no weights of a model")
-    return {"state_dict": weights, "hyper_parameters": settings}
+    return _unpack(data if data[-22:-18] == NO_COMMENT else _sealed(data, path), path, check_weights)
 
 
 def position(path: Path) -> tuple[int, int, int]:
@@ -155,8 +152,8 @@ def _read(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; see --ckpt_path") from error
 
 
-def _read_sealed(path: Path) -> bytes:
-    data = _read(path)
+def _sealed(data: bytes, path: Path) -> bytes:
+    """The same, if the checksum is right."""
     body, comment = memoryview(data)[:-COMMENT], data[-COMMENT:]
     if not data.startswith(b"PK") or not comment.startswith(MARK):
         raise UserError(f"{path} is damaged or no checkpoint of mnist_lightning; --ckpt_path last takes a good one")
@@ -165,7 +162,7 @@ def _read_sealed(path: Path) -> bytes:
     return data
 
 
-def _unpack(data: bytes, path: Path, check: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+def _unpack(data: bytes, path: Path, check: Callable[[dict[str, Any]], None] = check_weights) -> dict[str, Any]:
     try:
         check_archive(data)
         # True is said here because TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD would otherwise decide
@@ -178,12 +175,6 @@ def _unpack(data: bytes, path: Path, check: Callable[[dict[str, Any]], None] = l
         # a file with the right checksum and the wrong content was made by somebody else
         raise UserError(f"{path} is not a checkpoint of mnist_lightning and was not loaded: {_short(error)}") from error
     return checkpoint
-
-
-def _check_sums(data: bytes) -> None:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if bad := archive.testzip():
-            raise ValueError(f"{bad} in it is damaged")
 
 
 def _short(error: Exception) -> str:
