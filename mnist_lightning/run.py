@@ -100,7 +100,7 @@ class Run:
             return None
         runs = [cls(file.parent) for file in root.glob("*/.job")]
         jobs = [(run, run._read_job()) for run in runs if by == "slurm" or not run.result.exists()]
-        own = [run for run, old in jobs if old.get("words") == words and old.get(by) == job[by]]
+        own = [run for run, old in jobs if old.get("words") == job["words"] and old.get(by) == job[by]]
         return max(own, key=cls._trained_at, default=None)
 
     def note_job(self, words: Any) -> None:

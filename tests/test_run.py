@@ -1,0 +1,328 @@
+"""A run is a folder: how it is made, named and found, who may write to it, which of its checkpoints is meant."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from samples import content, content_of_3207afc, trained
+
+from mnist_lightning.errors import UserError
+from mnist_lightning.run import Run, base_name, differences, run_and_file
+from mnist_lightning.training.checkpoints import STATE, write_checkpoint
+
+
+@pytest.fixture
+def made(tmp_path: Path):
+    """`made("a", time=2)` makes a run that was trained at that time."""
+
+    def make(name: str, time: float = 1.0) -> Run:
+        run = Run.new(tmp_path, name, exact=True)
+        run.config.touch()
+        run.note_job(["fit"])
+        run._job.write_text(run._job.read_text().rpartition(": ")[0] + f": {time}}}")
+        return run
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name.endswith("RANK"):
+            monkeypatch.delenv(name)
+
+
+def damage(file: Path) -> None:
+    """One bit of a weight, which torch itself would load without a word; in a file of its own."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+
+
+# ---------------------------------------------------------------------- made, named and found
+
+
+def test_a_second_run_gets_a_number(tmp_path):
+    names = [Run.new(tmp_path / "runs", "cnn").name for _ in range(3)]
+    assert names == ["cnn", "cnn-2", "cnn-3"]
+
+
+def test_a_run_by_name_is_made_once(tmp_path):
+    run = Run.new(tmp_path, "a", exact=True)
+    assert Run.new(tmp_path, "a", exact=True).folder == run.folder  # it never began
+    run.config.touch()
+    assert Run.new(tmp_path, "a", exact=True).folder == run.folder
+    run.last.touch()
+    with pytest.raises(UserError, match="a is there already: continue it with --ckpt_path last"):
+        Run.new(tmp_path, "a", exact=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.txt").touch()
+    with pytest.raises(UserError, match="is there already"):
+        Run.new(tmp_path, "b", exact=True)
+
+
+def test_where_no_folder_can_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"no run folder can be made in .*file: .*; see --trainer.default_root_dir"):
+        Run.new(tmp_path / "file", "a")
+
+
+def test_a_run_is_named(made, tmp_path):
+    made("b"), made("a")
+    (tmp_path / "pretrained").mkdir()  # no run
+    assert [run.name for run in Run.all(tmp_path)] == ["a", "b"]
+    assert Run.named(tmp_path, "a").folder == tmp_path / "a"
+    with pytest.raises(UserError, match=r"there is no run 'c' in .*; there are: a, b"):
+        Run.named(tmp_path, "c")
+    with pytest.raises(UserError, match="there are: none"):
+        Run.named(tmp_path / "none", "c")
+
+
+def test_the_newest_run_is_the_one_that_was_trained_last(made, tmp_path):
+    made("fidle_cnn", 1), made("fidle_cnn-2", 4), made("fidle_cnn2", 2), made("fidle_cnn2-2", 3)
+    assert Run.newest(tmp_path).name == "fidle_cnn-2"
+    assert Run.newest(tmp_path, "fidle_cnn2").name == "fidle_cnn2-2"  # no longer name is meant
+    with pytest.raises(UserError, match=r"there is no run of mlp in .*: start one with fit"):
+        Run.newest(tmp_path, "mlp")
+
+
+def test_copied_in_any_order_the_newest_run_is_the_same(made, tmp_path):
+    made("a", 3), made("b", 2)
+    for name in ("a", "b"):
+        shutil.copytree(tmp_path / name, tmp_path / "copies" / name, copy_function=shutil.copyfile)
+    os.utime(tmp_path / "copies" / "a" / "config.yaml", (1, 1))
+    assert Run.newest(tmp_path / "copies").name == "a"
+
+
+def test_the_newest_run_of_earlier_versions_goes_by_its_settings_file(tmp_path):
+    for name, at in (("a", 2), ("b", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+        os.utime(tmp_path / name / "config.yaml", (at, at))
+    (tmp_path / "b" / ".job").write_text("[]")  # somebody's
+    assert Run.newest(tmp_path).name == "a"
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "name"),
+    [
+        ("simple_mlp", None, "simple_mlp"),
+        ("configs/simple_mlp.yaml", "CNN", "simple_mlp"),
+        ("checkpoints/cnn-3/config.yaml", None, "cnn"),
+        (None, "MLP", "mlp"),
+        (None, "mine.Net", "net"),
+        (None, None, None),
+    ],
+)
+def test_a_request_names_its_run(config, model, name):
+    assert base_name(config, model) == name
+
+
+def test_which_run_and_file_are_meant(made, tmp_path):
+    a, b = made("a", 1), made("b", 2)
+    for run in (a, b):
+        write_checkpoint(content(), run.last, also=run.best)
+
+    def meant(*words: str | None) -> tuple[str | None, Path]:
+        run, file = run_and_file(tmp_path, *words)
+        return run and run.name, file
+
+    assert meant(None, None, "last") == ("b", b.last)
+    assert meant(None, "a", "best") == ("a", a.best)
+    assert meant("a", None, "last") == ("a", a.last)
+    assert meant(None, None, str(a.best)) == ("a", a.best)
+    assert meant("b", None, str(a.best)) == ("b", a.best)
+    assert meant("c", None, str(a.best)) == (None, a.best)
+    (tmp_path / "elsewhere").mkdir()
+    assert run_and_file(tmp_path / "elsewhere", None, None, str(a.best)) == (None, a.best)
+
+
+# ---------------------------------------------------------------------- a job that is started again
+
+
+def test_a_restarted_job_finds_its_own_run(tmp_path, monkeypatch):
+    words = {"config": ["cnn"], "data": {"root": tmp_path}}
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run = Run.new(tmp_path, "cnn")
+    run.note_job(words)
+    assert Run.cut_off(tmp_path, words) is None  # its first start
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run.note_job(["--ckpt_path", "last"])  # trained again: it keeps to the job that began it
+    assert Run.cut_off(tmp_path, words).name == "cnn"
+    assert Run.cut_off(tmp_path, {"config": ["mlp"]}) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert Run.cut_off(tmp_path, words) is None
+
+
+def test_a_job_of_torchrun_that_is_finished_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    run = Run.new(tmp_path, "cnn")
+    run.note_job([])
+    assert Run.cut_off(tmp_path, []).name == "cnn"
+    run.result.touch()
+    assert Run.cut_off(tmp_path, []) is None
+
+
+# ---------------------------------------------------------------------- held
+
+
+def test_one_at_a_time(tmp_path):
+    run, other = Run(tmp_path), Run(tmp_path)
+    run.hold()
+    run.hold()
+    with pytest.raises(UserError, match="is being trained by another process: wait, or choose another --run"):
+        other.hold(patience=0)
+    run.release()
+    run.release()
+    other.hold(patience=0)
+    other.release()
+
+
+def test_one_that_is_about_to_end_is_waited_for(tmp_path):
+    run, other = Run(tmp_path), Run(tmp_path)
+    run.hold()
+    threading.Timer(0.3, run.release).start()
+    other.hold(patience=10)
+    other.release()
+
+
+def test_the_system_lets_go_of_what_a_killed_process_held(tmp_path):
+    script = "import sys, time; from mnist_lightning.run import Run; from pathlib import Path; "
+    script += "run = Run(Path(sys.argv[1])); run.hold(); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with pytest.raises(UserError):
+        Run(tmp_path).hold(patience=0)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    run = Run(tmp_path)
+    run.hold(patience=0)
+    run.release()
+
+
+# ---------------------------------------------------------------------- its checkpoints
+
+
+def test_last_is_the_one_that_is_furthest_on_whatever_its_time(tmp_path):
+    """`cp -r` gives new times in any order, and makes three files of hard links."""
+    run = Run(tmp_path)
+    for name, epoch, batch, at in (("previous", 1, 20, 3), ("last", 2, 3, 1), ("best", 1, 0, 2)):
+        write_checkpoint(content(batch, epoch=epoch), tmp_path / f"{name}.ckpt")
+        os.utime(tmp_path / f"{name}.ckpt", (at, at))
+    assert run.checkpoint("last") == run.last
+    assert run.checkpoint("best") == run.best
+    write_checkpoint(content(0, epoch=3), run.best)  # killed when only best.ckpt was the new one
+    assert run.checkpoint("last") == run.best
+
+
+def test_of_names_for_one_state_it_is_last(tmp_path, capsys):
+    run = Run(tmp_path)
+    write_checkpoint(content(), run.last, also=run.best)
+    assert run.checkpoint("last") == run.last
+    shutil.copyfile(run.best, run.previous)
+    assert run.checkpoint("last") == run.last
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_damaged_is_passed_over_and_said(tmp_path, capsys):
+    run = Run(tmp_path)
+    for step in (1, 2):
+        write_checkpoint(content(step), run.last, previous=run.previous)
+    damage(run.last)
+    assert run.checkpoint("last") == run.previous
+    assert capsys.readouterr().err.splitlines() == [
+        f"mnist_lightning: {run.last} is damaged: its checksum does not match",
+        f"mnist_lightning: continuing with {run.previous}, the good one that is furthest on",
+    ]
+
+
+def test_best_is_taken_when_nothing_else_is_good(tmp_path, capsys):
+    run = Run(tmp_path)
+    for step in (1, 2, 3):
+        write_checkpoint(content(step), run.last, also=run.best if step == 1 else None, previous=run.previous)
+    run.last.write_bytes(b"")
+    damage(run.previous)
+    assert run.checkpoint("last") == run.best
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_only_the_first_process_says_what_was_passed_over(tmp_path, capsys, monkeypatch):
+    run = Run(tmp_path)
+    write_checkpoint(content(), run.best)
+    run.last.touch()
+    monkeypatch.setenv("RANK", "1")
+    assert run.checkpoint("last") == run.best
+    assert capsys.readouterr().err == ""
+
+
+def test_none_to_be_found_is_an_error(tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint has been written yet"):
+        run.checkpoint("last")
+    run.last.write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"has no checkpoint to load \(.*last.ckpt is damaged"):
+        run.checkpoint("last")
+    with pytest.raises(UserError, match="has no best"):
+        run.checkpoint("best")
+
+
+def test_a_file_that_is_half_written_is_never_taken_for_one(tmp_path):
+    run = Run(tmp_path)
+    write_checkpoint(content(), run.last)
+    (tmp_path / ".last.ckpt.tmp").write_bytes(run.last.read_bytes()[:1000])
+    assert run.checkpoint("last") == run.last
+
+
+def test_a_run_of_an_earlier_version_has_its_checkpoints(tmp_path):
+    run = Run(tmp_path)
+    write_checkpoint(content_of_3207afc(1), run.best)
+    write_checkpoint(content_of_3207afc(2), run.last)
+    assert run.checkpoint("last") == run.last
+
+
+# ---------------------------------------------------------------------- compared
+
+
+def resumed(checkpoint: dict, model: dict = {}, data: dict = {}, ranks: int = 1, **others) -> list[str]:  # noqa: B006
+    model = SimpleNamespace(hparams=checkpoint["hyper_parameters"] | model)
+    data = SimpleNamespace(hparams=checkpoint["datamodule_hyper_parameters"] | data)
+    return differences(checkpoint, model, data, ranks, others.pop("precision", "32-true"), **others)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, []),
+        ({"data": {"normalize": (0.1, 0.3), "root": "elsewhere"}}, []),  # as YAML reads it; of no effect
+        ({"data": {"batch_size": 5}, "ranks": 2, "accumulate": 1}, []),
+        ({"model": {"lr": 0.5}}, ["--model.lr was 0.001, is 0.5"]),
+        ({"data": {"val_size": 61, "batch_size": 20}}, [
+            "--data.val_size was 60, is 61", "--data.batch_size was 10, is 20"
+        ]),
+        ({"ranks": 3}, [
+            "1 processes had 10 images in a step together, 3 now have 30: mend it with --data.batch_size"
+        ]),
+        ({"precision": "bf16-mixed", "accumulate": 2}, [
+            "--trainer.precision was 32-true, is bf16-mixed", "--trainer.accumulate_grad_batches was 1, is 2"
+        ]),
+    ],
+)  # fmt: skip
+def test_what_would_go_otherwise_is_told_in_flags(changes, told):
+    assert resumed(trained(), **changes) == told
+
+
+def test_of_own_classes_is_compared_what_can_be():
+    """Neither settings of the data that only they know, nor where in memory an object lay."""
+    checkpoint = content(global_batch_size=None)
+    checkpoint["hyper_parameters"] = {"head": "<object object>"}
+    del checkpoint["datamodule_hyper_parameters"]
+    model, data = SimpleNamespace(hparams={"head": object()}), SimpleNamespace(hparams={"folder": "b"})
+    assert checkpoint[STATE]["precision"] == "32-true"
+    assert differences(checkpoint, model, data, 1, "32-true") == []
