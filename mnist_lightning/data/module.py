@@ -10,13 +10,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from mnist_lightning.data.loader import Block, TensorLoader, global_seed
+from mnist_lightning.data.loader import TensorLoader, global_seed
 from mnist_lightning.data.sources import Digits, download, find_idx, read_idx, read_text
 from mnist_lightning.data.synthetic import synthetic_digits
 from mnist_lightning.errors import BadSetting, UserError
 
-EVAL_BATCH_SIZE = 10_000  # 8 MB; Lightning's cost per batch does not show
-IMAGES_PER_BLOCK = 4096  # small enough for the processor's cache, large enough to hide Lightning's cost per batch
+EVAL_BATCH_SIZE = 2500  # 8 MB of floats, which a processor's cache holds; Lightning's cost per batch hardly shows
 FILE = {"train": "train", "val": "train", "test": "test"}  # validation images come from the training set
 SPLIT_SEED = 0  # the validation images stay the same whatever the seed of the training is
 PART = 1_000_000  # images looked at together to find those that are not held out
@@ -24,7 +23,7 @@ SAMPLE = 60_000  # images looked at for mean and standard deviation; all of MNIS
 
 
 class MNISTDataModule(LightningDataModule):
-    """Digits as `uint8` tensors on the training device, and loaders that cut blocks of batches from them.
+    """Digits as `uint8` tensors on the training device, and loaders that cut batches from them.
 
     Args:
         root: Folder with the four IDX files, plain or .gz, or to download them to ($MNIST_ROOT, else ./data).
@@ -38,7 +37,6 @@ class MNISTDataModule(LightningDataModule):
         normalize: mean and std of a pixel in [0, 1]; auto: those of the training images, to four decimals (0.1307
             and 0.3081 for MNIST); none: only divide by 255.
         seed: Seed of the order of the batches; by default that of the run.
-        steps_per_block: Optimizer steps for each call of training_step; changes the speed, never the result.
         test_each_epoch: Also evaluate the test images each epoch, as articles plot them; never used to choose.
     """
 
@@ -53,7 +51,6 @@ class MNISTDataModule(LightningDataModule):
         train_size: int | None = None,
         normalize: Literal["auto", "none"] | tuple[float, float] = "auto",
         seed: int | None = None,
-        steps_per_block: int | None = None,
         test_each_epoch: bool = False,
     ) -> None:
         super().__init__()
@@ -61,7 +58,6 @@ class MNISTDataModule(LightningDataModule):
             ("batch_size", batch_size, 1),
             ("val_size", val_size, 0),
             ("train_size", train_size, 1),
-            ("steps_per_block", steps_per_block, 1),
         ):
             if value is not None and value < least:
                 raise BadSetting(f"--data.{name} is {value}; it must be at least {least}")
@@ -72,7 +68,6 @@ class MNISTDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)  # the logger would mix them with the model's
         self.hparams["seed"] = global_seed() if seed is None else seed
         self.root = Path(root or os.environ.get("MNIST_ROOT") or "data")
-        self.steps_per_block = steps_per_block or max(1, IMAGES_PER_BLOCK // batch_size)
         self.source = source  # becomes what `auto` was resolved to
         self.mean_std: tuple[float, float] | None = None
         if normalize == "none":
@@ -82,7 +77,6 @@ class MNISTDataModule(LightningDataModule):
         self.download_problem: str | None = None  # why `auto` fell back to synthetic digits
         self.expected_fingerprint: str | None = None  # a resumed run's training images
         self._fingerprint: str | None = None
-        self._limit: int | float = 1.0  # mini-batches of an epoch, or the share of them
         self._digits: dict[str, Digits] = {}
         self._subsets: dict[str, Tensor | None] = {}
 
@@ -112,6 +106,11 @@ class MNISTDataModule(LightningDataModule):
                 "the training images are not those that the checkpoint was trained on: give the same --data.root "
                 "and --data.source, or start a new run without --ckpt_path"
             )
+
+    @property
+    def classes(self) -> int:
+        """Number of classes: ten, whichever of them the files hold."""
+        return 10
 
     def _load(self, split: str) -> Digits:
         if split not in self._digits:
@@ -145,6 +144,7 @@ class MNISTDataModule(LightningDataModule):
             raise BadSetting(f"--data.train_size is {train_size}, but only {images - val_size} images are there")
         if val_size == 0:
             self._subsets["train"] = None if train_size in (None, images) else torch.arange(train_size).int()
+            self._subsets["val"] = torch.arange(0).int()
             return
         generator = torch.Generator().manual_seed(SPLIT_SEED)
         held_out = torch.randperm(images, generator=generator, dtype=torch.int32)[:val_size].sort().values
@@ -161,33 +161,24 @@ class MNISTDataModule(LightningDataModule):
     # ------------------------------------------------------------------ from tensors to batches
 
     def train_dataloader(self) -> TensorLoader:
-        if self.trainer is not None and repr(self.trainer.limit_train_batches) != "1.0":  # the int 1 is one batch
-            # Lightning would count blocks, so the loader keeps to it
-            self._limit, self.trainer.limit_train_batches = self.trainer.limit_train_batches, 1.0
         return self._loader(
             "train",
             batch_size=self.hparams["batch_size"],
-            steps_per_block=self.steps_per_block,
             shuffle=self.trainer is None or not self.trainer.overfit_batches,
             seed=self.hparams["seed"],
-            limit=self._limit,
         )
 
-    def val_dataloader(self) -> list[TensorLoader]:
-        """The validation images, if any are held out, and the test images, if they are watched."""
-        return [self._loader(split, batch_size=EVAL_BATCH_SIZE) for split in self.val_splits]
+    def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        """The held-out images; with `test_each_epoch` the test images after them."""
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        if self.hparams["test_each_epoch"] and fitting:
+            return [self._loader(split, batch_size=EVAL_BATCH_SIZE) for split in ("val", "test")]
+        return self._loader("val", batch_size=EVAL_BATCH_SIZE) if self.hparams["val_size"] else []
 
     def test_dataloader(self) -> TensorLoader:
         return self._loader("test", batch_size=EVAL_BATCH_SIZE)
 
     predict_dataloader = test_dataloader
-
-    @property
-    def val_splits(self) -> list[str]:
-        """What `val_dataloader` goes through: "val", "test", both or nothing."""
-        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        watched = ["test"] if self.hparams["test_each_epoch"] and fitting else []
-        return (["val"] if self.hparams["val_size"] else []) + watched
 
     def labels(self, split: str) -> Tensor:
         """Labels of "train", "val" or "test", uint8 [N]."""
@@ -195,6 +186,9 @@ class MNISTDataModule(LightningDataModule):
         return labels if subset is None else labels[subset]
 
     def _loader(self, split: str, **options: Any) -> TensorLoader:
+        if split not in self._subsets:  # no Trainer has called it
+            self.prepare_data()
+            self.setup("test" if split == "test" else "fit")
         trainer = self.trainer
         if trainer is not None:
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
@@ -204,22 +198,7 @@ class MNISTDataModule(LightningDataModule):
             if device.type == "cuda" and digits.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
                 self._digits[FILE[split]] = Digits(*(tensor.to(device) for tensor in digits))
         images, labels = self._digits[FILE[split]]
-        return TensorLoader(images, labels, self._subsets[split], **options)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Tells a block how its images are prepared, once they are on the device."""
-        if isinstance(batch, Block):  # Lightning's summary sends its example image through here as well
-            batch.prepare = self.prepared
-            return batch
-        return self._converted(batch)
-
-    def prepared(self, images: Tensor) -> Tensor:
-        """uint8 [n, 28, 28] -> [n, 1, 28, 28], normalised, in the precision that the network takes."""
-        return self._converted(self.normalized(images))
-
-    def _converted(self, images: Tensor) -> Tensor:
-        """To what `--trainer.precision` wants of inputs: float32 but for 64-true, bf16-true and 16-true."""
-        return self.trainer.precision_plugin.convert_input(images) if self.trainer else images
+        return TensorLoader(images, labels, self._subsets[split], prepare=self.normalized, **options)
 
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 [n, 28, 28] -> float32 [n, 1, 28, 28] with the mean and standard deviation of this data."""
@@ -244,7 +223,8 @@ class MNISTDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The resolved source, normalisation and training images, so that every tool can do as training did."""
         mean, std = self.mean_std or (0.0, 1.0)
-        return {"source": self.source, "mean": mean, "std": std, "fingerprint": self.fingerprint()}
+        known = {"source": self.source, "mean": mean, "std": std, "classes": self.classes}
+        return known | ({"fingerprint": self.fingerprint()} if "train" in self._digits else {})
 
 
 def _mean_std(images: Tensor) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models.classifier import DigitClassifier
-from mnist_lightning.models.layers import Dropout, PoolsFirst, activation_layer, fully_connected, per_layer
+from mnist_lightning.models.layers import Dropout, Network, activation_layer, fully_connected, per_layer
 
 Part = Literal["conv", "norm", "activation", "pool", "dropout"]
 
@@ -28,8 +28,6 @@ class CNN(DigitClassifier):
         activation: Name of a torch.nn activation.
         kwargs: Loss, optimizer and scheduler: see DigitClassifier.
     """
-
-    forward_images = 250  # 32 channels of them take 25 MB
 
     def __init__(
         self,
@@ -75,6 +73,8 @@ class CNN(DigitClassifier):
             width, side = out, (side + 2 * pad - kernel + 1) // window  # [n, width, side, side]
             if side < 1:
                 raise BadSetting("--model: the stages leave nothing of 28x28; pool less or pad more")
-        layers += [nn.Flatten(), *fully_connected(width * side * side, hidden, dropout, activation)]  # -> [n, 10]
+        # [n, width, side, side] -> [n, classes]
+        layers += [nn.Flatten(), *fully_connected(width * side * side, hidden, self.classes, dropout, activation)]
         # the layout that convolution kernels work in; what it is worth tells benchmarks/tricks.py
-        self.net = PoolsFirst(*layers).to(memory_format=torch.channels_last)
+        network = Network(*layers, at_once=250)  # 32 channels of them take 25 MB
+        self.net = network.to(memory_format=torch.channels_last)

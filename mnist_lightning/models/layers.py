@@ -1,6 +1,7 @@
 """What the networks are made of: layers and torch classes by name, and values given for one layer or for each."""
 
 import difflib
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -42,23 +43,37 @@ class Linear(nn.Linear):
         )
 
 
-class PoolsFirst(nn.Sequential):
-    """Layers one after the other; in training a ReLU before max-pooling runs after it, where it has a quarter to do.
+class Network(nn.Sequential):
+    """Layers one after the other, in the order and the portions that are fastest.
 
-    The two commute: the same bits come out, in the gradients too. (Out of training, the summary sees them in order.)
+    In training a ReLU before max-pooling runs after it, where it has a quarter to do: the two commute, the same bits
+    come out, in the gradients too. In evaluation a large batch goes through in parts that suit a processor's cache.
     """
 
+    def __init__(self, *layers: nn.Module, at_once: int) -> None:
+        super().__init__(*layers)
+        self.at_once = at_once  # images of one evaluation forward on a CPU
+
     def forward(self, input: Tensor) -> Tensor:
-        for layer in self.in_training() if self.training else self:
-            input = layer(input)
-        return input
+        if self.training:
+            return _through(self.in_training(), input)
+        most = self.at_once * (1 if input.device.type == "cpu" else 10)
+        if torch.compiler.is_compiling() or len(input) <= most:
+            return _through(self, input)
+        return torch.cat([_through(self, part) for part in input.split(most)])
 
     def in_training(self) -> list[nn.Module]:
         layers = list(self)
-        for i, (first, then) in enumerate(pairwise(self)):
+        for i, (first, then) in enumerate(pairwise(layers)):
             if isinstance(first, nn.ReLU) and isinstance(then, nn.MaxPool2d):
                 layers[i : i + 2] = [then, first]
         return layers
+
+
+def _through(layers: Iterable[nn.Module], input: Tensor) -> Tensor:
+    for layer in layers:
+        input = layer(input)
+    return input
 
 
 class Dropout(nn.Dropout):
@@ -100,8 +115,10 @@ def activation_layer(name: str, flag: str = "--model.activation") -> nn.Module:
     raise BadSetting(f"{flag}: {name} does not map [n, width] to [n, width]; take another, such as ReLU")
 
 
-def fully_connected(width: int, hidden: list[int], dropout: float | list[float], activation: str) -> list[nn.Module]:
-    """Layers from [n, width] over the hidden widths to [n, 10]."""
+def fully_connected(
+    width: int, hidden: list[int], classes: int, dropout: float | list[float], activation: str
+) -> list[nn.Module]:
+    """Layers from [n, width] over the hidden widths to [n, classes]."""
     layers: list[nn.Module] = []
     drops = per_layer(dropout, len(hidden), "dropout")
     for size, drop in zip(per_layer(hidden, len(hidden), "hidden"), drops, strict=True):
@@ -109,7 +126,7 @@ def fully_connected(width: int, hidden: list[int], dropout: float | list[float],
         if drop:
             layers.append(Dropout(drop))
         width = size
-    return [*layers, Linear(width, 10)]
+    return [*layers, Linear(width, classes)]
 
 
 def per_layer(value: T | list[T], layers: int, name: str) -> list[T]:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from mnist_lightning.models.classifier import DigitClassifier
-from mnist_lightning.models.layers import activation_layer, fully_connected
+from mnist_lightning.models.layers import Network, activation_layer, fully_connected
 
 
 class MLP(DigitClassifier):
@@ -28,7 +28,8 @@ class MLP(DigitClassifier):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        layers = [nn.Flatten(), *fully_connected(28 * 28, hidden, dropout, activation)]  # [n, 1, 28, 28] -> [n, 10]
+        # [n, 1, 28, 28] -> [n, classes]
+        layers = [nn.Flatten(), *fully_connected(28 * 28, hidden, self.classes, dropout, activation)]
         if output_activation:
             layers.append(activation_layer(output_activation, "--model.output_activation"))
-        self.net = nn.Sequential(*layers)
+        self.net = Network(*layers, at_once=1000)

@@ -9,7 +9,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from mnist_lightning.console import console, say
+from mnist_lightning.models import DigitClassifier
 
+NOT_SHOWN = {"train_loss_step", "lr", "images"}  # of an epoch
 REFRESH = 0.2  # seconds; reading the loss waits for the device
 
 
@@ -66,38 +68,38 @@ class RunProgress(ProgressBar):
         if self._bar is None or now - self._shown_at < REFRESH:
             return
         self._shown_at = now
-        loader = trainer.train_dataloader
-        step, epochs = trainer.global_step, trainer.max_epochs
+        step, batches = trainer.global_step, trainer.num_training_batches
         speed = (step - self._first_step) / (now - self._started)  # steps per second
-        end = trainer.max_steps if trainer.max_steps != -1 else loader.batches * (epochs or -1)
-        left = f"{_clock((end - step) / speed)} left" if end > 0 else ""
-        text = (
-            f"loss {outputs['losses'][-1].item():.4f}  acc {_running_accuracy(module):.2%}  "
-            f"{speed * loader.global_batch_size:,.0f} images/s  {left}"
-        )
-        done = (step % loader.batches or loader.batches) / loader.batches
-        self._bar.update(self._task, description=_epoch(trainer), completed=100 * done, text=text, refresh=True)
+        end = trainer.max_steps if trainer.max_steps != -1 else (trainer.max_epochs or -1) * batches
+        if trainer.max_steps == -1:
+            end = end // trainer.accumulate_grad_batches if end != float("inf") else -1
+        left = f"{_clock((end - step) / speed)} left" if end > 0 and speed else ""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else None
+        shown = {} if loss is None else {"loss": f"{float(loss):.4f}"}
+        shown |= {name: f"{value:.4g}" for name, value in trainer.progress_bar_metrics.items()}
+        shown |= _running_accuracy(module)
+        text = "  ".join([*(f"{name} {value}" for name, value in shown.items()), _pace(trainer, speed), left])
+        done = 100 * (batch_idx + 1) / batches
+        self._bar.update(self._task, description=_epoch(trainer), completed=done, text=text, refresh=True)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self._bar is not None:
             self._bar.update(self._task, text="validating", refresh=True)
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        if trainer.global_step % trainer.train_dataloader.batches:
-            return  # max_steps ended the training inside the epoch
-        # The module computes them after this hook; torchmetrics keeps the result. All ranks take part.
-        row = {name: float(module.metrics[name].compute()) for name in ("train_loss", "train_acc")}
-        row |= module.epoch_results
-        if not trainer.is_global_zero:
-            return
-        now = time.monotonic()
-        images = (trainer.global_step - self._epoch_step) * trainer.train_dataloader.global_batch_size
+        row = {name: float(value) for name, value in trainer.callback_metrics.items()}  # all ranks take part
+        if not trainer.is_global_zero or not trainer.is_last_batch:
+            return  # or something ended the training inside the epoch
         parts = [_epoch(trainer)]
         for split in ("train", "val", "test"):
-            if f"{split}_loss" in row:
-                parts.append(f"{split} {row[f'{split}_acc']:.2%} loss {row[f'{split}_loss']:.4f}")
-        parts.append(f"{images / (now - self._epoch_started):,.0f} images/s")
-        say("  ".join(parts))
+            accuracy, loss = row.pop(f"{split}_acc", None), row.pop(f"{split}_loss", None)
+            if accuracy is not None or loss is not None:
+                parts.append(f"{split}" + (f" {accuracy:.2%}" if accuracy is not None else ""))
+                parts[-1] += f" loss {loss:.4f}" if loss is not None else ""
+        rest = {name: value for name, value in row.items() if name not in NOT_SHOWN}
+        parts += [f"{name} {value:.4g}" for name, value in rest.items()]
+        steps = (trainer.global_step - self._epoch_step) / (time.monotonic() - self._epoch_started)
+        say("  ".join([*parts, _pace(trainer, steps)]))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop()
@@ -116,10 +118,19 @@ def _epoch(trainer: Trainer) -> str:
     return f"epoch {trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if known else "")
 
 
-def _running_accuracy(module: Any) -> float:
+def _pace(trainer: Trainer, steps: float) -> str:
+    """Images per second, where the loader tells how many there are in a batch."""
+    size = getattr(trainer.train_dataloader, "global_batch_size", None)
+    return f"{steps * trainer.accumulate_grad_batches * size:,.0f} images/s" if size else f"{steps:,.0f} steps/s"
+
+
+def _running_accuracy(module: Any) -> dict[str, str]:
     """This rank's training accuracy so far in the epoch; `compute` would wait for the other ranks."""
-    metric = module.metrics["train_acc"]
-    return float(metric.tp.sum() / (metric.tp + metric.fn).sum().clamp(min=1))
+    if not isinstance(module, DigitClassifier):
+        return {}
+    state: Any = module.accuracy["train_acc"].metric_state
+    right, wrong = int(state["tp"].sum()), int(state["fn"].sum())
+    return {"acc": f"{right / max(1, right + wrong):.2%}"}
 
 
 def _clock(seconds: float) -> str:

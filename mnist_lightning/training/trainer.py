@@ -1,4 +1,4 @@
-"""The Trainer as this project sets it up: what it says, what watches it, how it writes."""
+"""The Trainer as this project sets it up: its loop, what it says, what watches it, how it writes."""
 
 import ctypes
 import logging
@@ -8,14 +8,35 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
+import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from mnist_lightning.errors import BadSetting
+from mnist_lightning.processes import Signals
 from mnist_lightning.training.checkpoints import DurableCheckpointIO
 from mnist_lightning.training.progress import NetworkSummary, RunProgress
-from mnist_lightning.training.signals import Signals
+
+KNOWN = ("2.6.6",)  # versions of Lightning whose loops the tests compare with ours
+SMALL_STEP = 2_000_000  # multiplications of a forward through fully connected layers
+
+
+def quick(trainer: Trainer) -> Trainer:
+    """The same Trainer with QuickLoop in the place of Lightning's loop over the batches of an epoch."""
+    if lightning.__version__ in KNOWN:
+        from mnist_lightning.training.loop import put_in_place
+
+        put_in_place(trainer)
+    elif trainer.is_global_zero:
+        warnings.warn(
+            f"Lightning {lightning.__version__} is not one whose loop is known here ({', '.join(KNOWN)}): its own loop "
+            "trains, slower, and checkpoints are taken at the ends of epochs only",
+            stacklevel=2,
+        )
+    return trainer
 
 
 def _quiet() -> None:
@@ -24,8 +45,10 @@ def _quiet() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
         ".*turning off the (train|val) dataloader shuffling.*",  # --trainer.overfit_batches: so does the data module
-        ".*sync_dist=True.*",  # what is logged has been synchronised by torchmetrics
-        ".*smaller than the logging interval.*",  # it counts blocks; rows are written by steps
+        ".*sync_dist=True.*",  # torchmetrics synchronise themselves
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",  # nor does TensorLoader
+        ".*GPU available but not used.*",  # it was told so
         ".*litlogger.*", ".*litmodels.*",
         ".*Total length of `\\w+` across ranks is zero.*",  # no validation images, as asked for
         ".*is not supported by the model summary.*",
@@ -59,30 +82,61 @@ def _ask_once_for_a_gpu() -> None:
 
 
 def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -> Trainer:
-    """The Trainer with the callbacks that the settings ask for, then ours."""
+    """The Trainer, quick, with the callbacks that the settings ask for, then ours."""
     _quiet()
     _keep_freed_memory()
     _ask_once_for_a_gpu()
     settings = dict(settings)
     asked = settings.pop("callbacks", None) or []
     callbacks = [*(asked if isinstance(asked, list) else [asked]), *ours]
-    if settings.pop("enable_progress_bar", True) is not False and fit:
-        callbacks.append(RunProgress())
+    # one of the same kind that was asked for takes the place of ours
+    for flag, kind, own in (
+        ("enable_progress_bar", ProgressBar, RunProgress()),
+        ("enable_model_summary", ModelSummary, NetworkSummary(max_depth=2)),
+    ):
+        if settings.pop(flag, True) is False or not fit:
+            settings[flag] = False
+            callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
+        elif not any(isinstance(callback, kind) for callback in callbacks):
+            callbacks.append(own)
+    if fit:
+        callbacks.append(FewThreads())
     else:
-        settings["enable_progress_bar"] = False
-    if settings.pop("enable_model_summary", True) is not False and fit:
-        callbacks.append(NetworkSummary(max_depth=2))
-    else:
-        settings["enable_model_summary"] = False
-    if not fit:
         settings["enable_checkpointing"] = False
     strategy = str(settings.get("strategy"))
     if any(way in strategy for way in ("spawn", "fork", "notebook")):
         raise BadSetting(f"--trainer.strategy {strategy} is for notebooks: use ddp, which starts whole processes")
+    settings.setdefault("logger", False)
     try:
-        return Trainer(**settings, callbacks=callbacks, logger=False, plugins=[DurableCheckpointIO()])
+        trainer = Trainer(**settings, callbacks=callbacks, plugins=[DurableCheckpointIO()])
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise BadSetting(f"--trainer: {str(error).splitlines()[0]}") from error
+    return quick(trainer)
+
+
+class FewThreads(Callback):
+    """One CPU thread for training steps so small that to wake a second costs more than it helps."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.threads = torch.get_num_threads()
+        size = getattr(trainer.train_dataloader, "global_batch_size", 0) // trainer.world_size
+        small = 0 < size * sum(parameter.numel() for parameter in module.parameters()) < SMALL_STEP
+        convolves = any(isinstance(layer, nn.Conv2d) for layer in module.modules())  # it reuses its weights
+        self.fewer = 1 if small and not convolves and module.device.type == "cpu" else self.threads
+        torch.set_num_threads(self.fewer)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        torch.set_num_threads(getattr(self, "threads", torch.get_num_threads()))
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            torch.set_num_threads(getattr(self, "fewer", torch.get_num_threads()))
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        torch.set_num_threads(self.threads)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        torch.set_num_threads(getattr(self, "threads", torch.get_num_threads()))
 
 
 class SignalsAgain(Callback):

@@ -1,0 +1,135 @@
+"""Where a training stands between two batches, in Lightning's terms: what RunKeeper saves, and how it is put back.
+
+The states that Lightning saves itself lose work or repeat it if they are taken inside an epoch.
+"""
+
+from operator import attrgetter
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from torch import Tensor
+from torchmetrics import Metric
+
+
+Place = dict[str, int]  # epochs done, batches done of the next, optimizer steps that these come to, batches an epoch
+
+
+def place_of(trainer: Trainer, between_epochs: bool = False) -> Place:
+    """Where the training stands. (A callback of Lightning's may save at an epoch's end that is not yet counted.)"""
+    loop: Any = trainer.fit_loop.epoch_loop
+    epoch, batch = trainer.fit_loop.epoch_progress.current.processed, loop.batch_progress.current.ready
+    counted = trainer.fit_loop.epoch_progress.current.started == epoch
+    if between_epochs or (counted and loop._num_ready_batches_reached()):
+        batch = 0
+    elif batch and loop._num_ready_batches_reached():
+        epoch, batch = epoch + 1, 0
+    elif counted and batch:  # the epoch was ended early
+        epoch -= 1
+    limit = trainer.num_training_batches
+    whole = int(limit) if limit != float("inf") else 0
+    return {"epoch": epoch, "batch": batch, "step": trainer.global_step, "batches": whole}
+
+
+def ends_early(trainer: Trainer) -> bool:
+    """Whether this is the last batch of the training, and not of an epoch."""
+    if not trainer.should_stop and (trainer.max_steps == -1 or trainer.global_step < trainer.max_steps):
+        return False
+    loop: Any = trainer.fit_loop.epoch_loop
+    return loop.done and not loop._num_ready_batches_reached()
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether there are gradients that wait for more batches; no checkpoint holds them."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def go_on_from(trainer: Trainer, place: Place, sums: dict[str, Any], loaders: list[Any]) -> dict[str, Any]:
+    """The state of Lightning's loops at that place, as a checkpoint holds it."""
+    epoch, batch, step = place["epoch"], place["batch"], place["step"]
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop.exactly_resumed, loop.resumed_sums = True, sums
+    state = trainer.fit_loop.state_dict()
+    started = epoch + 1 if batch else epoch
+    for count in ("total", "current"):
+        seen = batch if count == "current" else epoch * place["batches"] + batch
+        optimizer = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+        for progress, ready, done in (
+            (state["epoch_progress"], started, epoch),
+            (state["epoch_loop.batch_progress"], seen, seen),
+            (optimizer["step"], step, step),
+            (optimizer["zero_grad"], step, step),
+            (state["epoch_loop.manual_optimization.optim_step_progress"], step, step),
+        ):
+            known = progress[count]
+            known.update({key: done if key in ("processed", "completed") else ready for key in known})
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+    state["state_dict"]["combined_loader"] = loaders
+    return {"fit_loop": state}
+
+
+def epoch_sums(trainer: Trainer) -> dict[str, Any]:
+    """What this epoch has logged so far and the states of the module's metrics: tensors and plain values."""
+    logged = []
+    for item in trainer.fit_loop.epoch_loop._results.values():
+        meta = item.meta
+        if not item.has_reset:
+            logged.append({
+                "meta": {
+                    "fx": meta.fx, "name": meta.name, "prog_bar": meta.prog_bar, "logger": meta.logger,
+                    "on_step": meta.on_step, "on_epoch": meta.on_epoch, "reduce_fx": meta.reduce_fx.__name__,
+                    "add_dataloader_idx": meta.add_dataloader_idx, "metric_attribute": meta.metric_attribute,
+                },
+                "sync": {"_should": meta.sync.should, "rank_zero_only": meta.sync.rank_zero_only},
+                "value": item.value if item.is_tensor else None, "shown": item._forward_cache,
+                "images": getattr(item, "cumulated_batch_size", None),
+            })  # fmt: skip
+    metrics = {
+        name: {"count": metric._update_count, "states": metric.metric_state}
+        for name, metric in trainer.lightning_module.named_modules()
+        if isinstance(metric, Metric) and metric._update_count
+    }
+    return {"logged": logged, "metrics": metrics}
+
+
+def merged(ranks: list[dict[str, Any]], world_size: int, rank: int) -> dict[str, Any]:
+    """A rank's sums, from those of all ranks that were; for another number of ranks the first has all."""
+    if not ranks:
+        return {"logged": [], "metrics": {}}
+    if len(ranks) == world_size:
+        return ranks[rank]
+
+    def add(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: add([value[key] for value in values]) for key in values[0]}
+        if isinstance(values[0], Tensor):
+            return sum(values) if rank == 0 else values[0] * 0
+        return values[0]
+
+    logged = [
+        {**entries[0], **{key: add([entry[key] for entry in entries]) for key in ("value", "images")}}
+        for entries in zip(*(sums["logged"] for sums in ranks), strict=True)
+    ]
+    return {"logged": logged, "metrics": add([sums["metrics"] for sums in ranks])}
+
+
+def restore_sums(loop: Any, sums: dict[str, Any]) -> None:
+    """Puts `epoch_sums` back, once the training has begun."""
+    trainer, results = loop.trainer, loop._results
+    module, device = trainer.lightning_module, trainer.strategy.root_device
+    for name, kept in sums["metrics"].items():
+        metric = module.get_submodule(name)
+        for key, value in kept["states"].items():
+            setattr(metric, key, [part.to(device) for part in value] if isinstance(value, list) else value.to(device))
+        metric._update_count = kept["count"]
+    for kept in sums["logged"]:
+        meta = _Metadata(**kept["meta"])
+        meta.sync = _Sync(fn=trainer.strategy.reduce, **kept["sync"])
+        item = _ResultMetric(meta, kept["value"] is not None)
+        item.value = kept["value"] if item.is_tensor else attrgetter(meta.metric_attribute)(module)
+        if kept["images"] is not None:
+            item.cumulated_batch_size = kept["images"]
+        item._forward_cache, item._update_count = kept["shown"], 1
+        results[f"{meta.fx}.{meta.name}"] = item.to(device)
+    if sums["logged"]:
+        trainer._logger_connector._first_loop_iter = False  # else Lightning takes this batch for the epoch's first
