@@ -15,7 +15,7 @@ STATE_2 = {
 }  # fmt: skip
 
 
-def content(step: int = 1, **state: Any) -> dict[str, Any]:
+def content(step: int = 1, /, **state: Any) -> dict[str, Any]:
     """The least that is a checkpoint of a run; its weights fit no model."""
     return {
         "state_dict": {"net.weight": torch.arange(1000.0) + step}, "hyper_parameters": {"lr": 0.1},

@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, checked before use, found again, and never run anything."""
+"""Checkpoints are written whole or not at all, checked before use, and never run anything."""
 
 import os
 import threading
@@ -6,34 +6,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import NET
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
+from samples import content, content_of_3207afc, trained
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from mnist_lightning.errors import UserError
+from mnist_lightning.models import CNN, MLP
+from mnist_lightning.run import Run
 from mnist_lightning.training import checkpoints
 from mnist_lightning.training.checkpoints import (
     STATE,
     DurableCheckpointIO,
-    find_checkpoint,
+    check_resumable,
+    load_fitting_weights,
     load_model,
+    model_name,
+    model_of,
     plain,
+    position,
     read_checkpoint,
+    read_weights,
     write_checkpoint,
 )
-
-
-def content(step: int = 1) -> dict:
-    """The least that is a checkpoint."""
-    state = {
-        "epoch": 0, "batch": step, "step": step, "best": None, "model": "MLP", "precision": "32-true",
-        "global_batch_size": 10, "world_size": 1, "batches": 24, "scheduled_steps": None, "train_metrics": {},
-        "metrics_csv": None,
-    }  # fmt: skip
-    return {
-        "state_dict": {"net.weight": torch.arange(1000.0) + step}, "hyper_parameters": {"lr": 0.1},
-        "datamodule_hyper_parameters": {}, "optimizer_states": [], "lr_schedulers": [], "callbacks": {},
-        "MNISTDataModule": {"source": "mnist", "mean": 0.1, "std": 0.3, "fingerprint": "0"},
-        "epoch": 0, "global_step": step, STATE: state,
-    }  # fmt: skip
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -62,43 +58,37 @@ def test_torch_reads_it_without_us(tmp_path):
 
 
 def test_the_one_before_lives_on_and_best_is_a_second_name(tmp_path):
+    run = Run(tmp_path)
     for step in (1, 2, 3):
-        write_checkpoint(content(step), tmp_path / "last.ckpt", also=tmp_path / "best.ckpt" if step == 2 else None)
-    steps = {name: read_checkpoint(tmp_path / f"{name}.ckpt")["global_step"] for name in ("last", "previous", "best")}
+        write_checkpoint(content(step), run.last, also=run.best if step == 2 else None, previous=run.previous)
+    steps = {file.stem: read_checkpoint(file)["global_step"] for file in (run.last, run.previous, run.best)}
     assert steps == {"last": 3, "previous": 2, "best": 2}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
-
-
-def test_what_a_killed_process_left_is_not_written_into(tmp_path):
-    """Killed after best.ckpt had its name and before last.ckpt had: the temporary file is best.ckpt itself."""
-    write_checkpoint(content(1), tmp_path / "best.ckpt")
-    os.link(tmp_path / "best.ckpt", tmp_path / ".last.ckpt.tmp")
-    write_checkpoint(content(2), tmp_path / "last.ckpt")
-    assert read_checkpoint(tmp_path / "best.ckpt")["global_step"] == 1
-    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
 
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("failing", ["open", "write", "fsync", "replace"])
 def test_a_failure_at_any_point_leaves_a_good_checkpoint(tmp_path, monkeypatch, failing, links):
     """Whatever call fails, at whatever time: an error of one line, `last` is one of the two, and nothing lies about."""
-    write_checkpoint(content(1), tmp_path / "last.ckpt")
+    run = Run(tmp_path)
+    write_checkpoint(content(1), run.last)
     if not links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
     for number in range(1, 20):
         with monkeypatch.context() as patch:
             calls = fail_at(patch, failing, number)
             try:
-                write_checkpoint(content(2), tmp_path / "last.ckpt", also=tmp_path / "best.ckpt")
+                write_checkpoint(content(2), run.last, also=run.best, previous=run.previous)
             except UserError as error:
                 assert "No space left on device" in str(error)  # noqa: PT017
+                assert "then go on from the last good checkpoint with --ckpt_path last" in str(error)  # noqa: PT017
                 assert "\n" not in str(error)  # noqa: PT017
-        assert read_checkpoint(find_checkpoint(tmp_path, "last")[0])["global_step"] in (1, 2)
+        assert read_checkpoint(run.checkpoint("last"))["global_step"] in (1, 2)
         assert not list(tmp_path.glob(".*"))
         if calls[0] < number:
             break
-        write_checkpoint(content(1), tmp_path / "last.ckpt")
-    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
+        write_checkpoint(content(1), run.last)
+    assert read_checkpoint(run.last)["global_step"] == 2
     assert number > 1
 
 
@@ -139,100 +129,30 @@ def fail_at(patch: pytest.MonkeyPatch, failing: str, number: int) -> list[int]:
     return calls
 
 
-def test_file_and_folder_are_synced_in_the_right_order(tmp_path, monkeypatch):
-    """The bytes reach the disk before the name does, and the name before the call returns."""
-    done = []
-    fsync, replace = os.fsync, os.replace
-
-    def kind(descriptor: int) -> str:
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
-        return "folder" if os.path.isdir(path) else "table" if path.endswith(".csv") else "file"
-
-    monkeypatch.setattr(os, "fsync", lambda d: (done.append(f"sync {kind(d)}"), fsync(d)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"name {Path(b).name}"), replace(a, b)))
-    write_checkpoint(content(1), tmp_path / "last.ckpt")
-    assert done == ["sync file", "name last.ckpt", "sync folder"]
-    done.clear()
-    write_checkpoint(content(2), tmp_path / "last.ckpt", also=tmp_path / "best.ckpt")
-    assert done == ["sync file", "name best.ckpt", "name previous.ckpt", "name last.ckpt", "sync folder"]
-    done.clear()
+def test_the_table_is_synced_before_the_checkpoint_that_holds_its_length(tmp_path, monkeypatch):
+    done, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda d: (done.append(Path(os.readlink(f"/proc/self/fd/{d}")).suffix), fsync(d)))
     table = tmp_path / "metrics.csv"
-    write_checkpoint(content(3), tmp_path / "last.ckpt", table=table)  # before its first row it is not there
-    assert "sync table" not in done
-    done.clear()
+    write_checkpoint(content(), tmp_path / "last.ckpt", table=table)  # before its first row it is not there
     table.write_text("step\n1\n")
-    write_checkpoint(content(4), tmp_path / "last.ckpt", table=table)
-    assert done == ["sync table", "sync file", "name previous.ckpt", "name last.ckpt", "sync folder"]
+    write_checkpoint(content(), tmp_path / "last.ckpt", table=table)
+    assert done == [".tmp", "", ".csv", ".tmp", ""]
 
 
-# ---------------------------------------------------------------------- finding the last good one
-
-
-def damage(file: Path) -> None:
-    """One bit of a weight, which torch itself would load without a word; in a file of its own."""
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.unlink()
-    file.write_bytes(data)
-
-
-def test_last_skips_what_is_damaged_and_says_so(tmp_path):
-    for step in (1, 2):
-        write_checkpoint(content(step), tmp_path / "last.ckpt")
-    damage(tmp_path / "last.ckpt")
-    file, said = find_checkpoint(tmp_path, "last")
-    assert file == tmp_path / "previous.ckpt"
-    assert said == [
-        f"{tmp_path}/last.ckpt is damaged: its checksum does not match",
-        f"continuing with {tmp_path}/previous.ckpt, the newest that verifies",
-    ]
-
-
-def test_last_takes_best_when_nothing_else_is_good(tmp_path):
-    write_checkpoint(content(1), tmp_path / "last.ckpt", also=tmp_path / "best.ckpt")
-    write_checkpoint(content(2), tmp_path / "last.ckpt")
-    write_checkpoint(content(3), tmp_path / "last.ckpt")
-    (tmp_path / "last.ckpt").write_bytes(b"")
-    damage(tmp_path / "previous.ckpt")
-    file, said = find_checkpoint(tmp_path, "last")
-    assert file.name == "best.ckpt"
-    assert len(said) == 3
-
-
-def test_none_to_be_found_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint has been written yet"):
-        find_checkpoint(tmp_path, "last")
-    (tmp_path / "last.ckpt").write_bytes(b"PK")
-    with pytest.raises(UserError, match="is damaged"):
-        find_checkpoint(tmp_path, "last")
-    with pytest.raises(UserError, match="has no best"):
-        find_checkpoint(tmp_path, "best")
-
-
-def test_a_half_written_file_is_never_taken_for_one(tmp_path):
-    write_checkpoint(content(1), tmp_path / "last.ckpt")
+@pytest.mark.parametrize("checkpoint", [content(), content_of_3207afc(), trained()])
+def test_any_part_of_a_file_is_none(tmp_path, checkpoint):
+    write_checkpoint(checkpoint, tmp_path / "last.ckpt")
     data = (tmp_path / "last.ckpt").read_bytes()
-    (tmp_path / ".last.ckpt.tmp").write_bytes(data[:1000])
-    assert find_checkpoint(tmp_path, "last") == (tmp_path / "last.ckpt", [])
-    for length in range(0, len(data), 97):
+    for length in range(0, len(data), 397):
         (tmp_path / "last.ckpt").write_bytes(data[:length])
-        with pytest.raises(UserError, match="is damaged"):
-            read_checkpoint(tmp_path / "last.ckpt")
+        for read in (read_checkpoint, read_weights):
+            with pytest.raises(UserError, match="is damaged"):
+                read(tmp_path / "last.ckpt")
 
 
-def test_the_command_says_which_was_passed_over(cli, tiny_mnist, tmp_path):
-    words = (*NET, "--data.root", tiny_mnist, "--trainer.max_epochs")
-    assert cli("fit", *words, 1, "--run", "a").status == 0
-    damage(tmp_path / "checkpoints" / "a" / "last.ckpt")
-    result = cli("fit", *words, 2, "--run", "a", "--ckpt_path", "last")
-    assert result.status == 0, result.err
-    assert "checkpoints/a/last.ckpt is damaged: its checksum does not match" in result.err
-    assert "the newest that verifies" in result.err
-    for file in (tmp_path / "checkpoints" / "a").glob("*.ckpt"):
-        file.write_bytes(b"")
-    result = cli("fit", *words, 3, "--run", "a", "--ckpt_path", "last")
-    assert result.status == 1
-    assert "has no checkpoint to load" in result.err
+def test_how_far_a_training_was(tmp_path):
+    write_checkpoint(content(7, epoch=2, step=55), tmp_path / "last.ckpt")
+    assert position(tmp_path / "last.ckpt") == (2, 7, 55)
 
 
 # ---------------------------------------------------------------------- from strangers
@@ -260,48 +180,10 @@ def test_a_larger_file_than_any_is_not_even_read(tmp_path, monkeypatch):
 
 def test_a_model_by_another_name_is_not_imported(tmp_path):
     write_checkpoint({**content(), STATE: {**content()[STATE], "model": "os.system"}}, tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match="a model that is not known here"):
+    with pytest.raises(
+        UserError, match=r"a model that is not of this project .*'os.system'; give its class .* with --model"
+    ):
         load_model(tmp_path / "last.ckpt")
-
-
-# ---------------------------------------------------------------------- a loss that is not finite
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(cli, tiny_mnist, tmp_path):
-    words = (*NET, "--data.root", tiny_mnist, "--model.optimizer", "SGD", "--model.lr", "1e30", "--run", "a")
-    result = cli("fit", *words, "--trainer.log_every_n_steps", 1)
-    assert result.status == 1
-    (line,) = result.err.strip().splitlines()[-1:]
-    folder = tmp_path / "checkpoints" / "a"
-    rows = [row.split(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
-    first = next(row for row in rows if row[4] in ("nan", "inf", "-inf"))
-    assert f"the loss is not finite in epoch {first[0]} at step {first[1]}" in line
-    assert "checkpoints/a/last.ckpt" in line
-    # nothing after it looks as if all were well
-    assert all(row[4] in ("nan", "inf", "-inf") for row in rows[rows.index(first) :])
-    for file in folder.glob("*.ckpt"):
-        weights = read_checkpoint(file)["state_dict"]
-        assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
-
-
-def test_weights_that_become_infinite_at_an_epochs_end_are_not_saved(cli, tiny_mnist, tmp_path, monkeypatch):
-    """The loss of a step is that of the weights before it: the last step of an epoch could hide what it did."""
-    from mnist_lightning.models import DigitClassifier
-
-    original = DigitClassifier.training_step
-
-    def ruin(self, block, batch_idx):
-        result = original(self, block, batch_idx)
-        if self.trainer.global_step == 48:
-            next(iter(self.parameters())).data.fill_(float("inf"))
-        return result
-
-    monkeypatch.setattr(DigitClassifier, "training_step", ruin)
-    words = ("--data.val_size", 60, "--checkpoint.every_n_steps", "null")
-    result = cli("fit", *NET, "--data.root", tiny_mnist, "--run", "a", *words)
-    assert result.status == 1
-    assert "epoch 2 at step 48" in result.err
-    assert read_checkpoint(tmp_path / "checkpoints" / "a" / "last.ckpt")["global_step"] == 24
 
 
 # ---------------------------------------------------------------------- in a thread, while the training goes on
@@ -311,7 +193,7 @@ def test_a_checkpoint_holds_the_weights_of_its_moment(tmp_path, monkeypatch):
     go_on = threading.Event()
     monkeypatch.setattr(checkpoints, "write_checkpoint", lambda *args: (go_on.wait(), write_checkpoint(*args)))
     io, checkpoint = DurableCheckpointIO(), content()
-    io.save_checkpoint(checkpoint, tmp_path / "last.ckpt")
+    io.save_checkpoint(checkpoint, tmp_path / "last.ckpt", {})
     assert not (tmp_path / "last.ckpt").exists()
     checkpoint["state_dict"]["net.weight"] += 1
     go_on.set()
@@ -323,7 +205,133 @@ def test_a_checkpoint_holds_the_weights_of_its_moment(tmp_path, monkeypatch):
 def test_a_failure_to_write_is_told_once_by_whoever_waits(tmp_path):
     io = DurableCheckpointIO()
     (tmp_path / "last.ckpt").mkdir()
-    io.save_checkpoint(content(), tmp_path / "last.ckpt")
+    io.save_checkpoint(content(), tmp_path / "last.ckpt", {})
     with pytest.raises(UserError, match="cannot be written"):
-        io.save_checkpoint(content(), tmp_path / "last.ckpt")
+        io.save_checkpoint(content(), tmp_path / "last.ckpt", {})
     io.teardown()
+
+
+def test_who_does_not_know_of_the_thread_finds_the_file_there(tmp_path):
+    """Lightning's callbacks look for it, and link to it, when the call returns."""
+    DurableCheckpointIO().save_checkpoint(content(), tmp_path / "folder" / "a.ckpt")
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["a.ckpt"]
+    with pytest.raises(UserError, match="cannot be written"):
+        DurableCheckpointIO().save_checkpoint(content(), tmp_path / "folder")
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("mnist_lightning.training.checkpoint_content.VALUES", 100)
+    callbacks = {"Mine": {"seen": list(range(100))}}
+    with pytest.raises(UserError, match="it has too many values; see the states of callbacks"):
+        DurableCheckpointIO().save_checkpoint({**content(), "callbacks": callbacks}, tmp_path / "last.ckpt", {})
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------- with Lightning's Trainer
+
+
+def batches() -> DataLoader:
+    return DataLoader(TensorDataset(torch.rand(30, 1, 28, 28), torch.arange(30) % 10), batch_size=10)
+
+
+def trainer(folder: Path, *callbacks: Callback, epochs: int = 1, durable: bool = True) -> Trainer:
+    return Trainer(
+        accelerator="cpu", max_epochs=epochs, default_root_dir=folder, logger=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_checkpointing=False, callbacks=list(callbacks),
+        plugins=[DurableCheckpointIO()] if durable else None,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+@pytest.mark.parametrize("callback", [EMAWeightAveraging, lambda: LearningRateFinder(num_training_steps=4)])
+def test_what_other_callbacks_keep_is_kept(tmp_path, callback):
+    """Averaged weights lie at the top of a checkpoint; the finder of learning rates saves and loads in a row."""
+    first, second = callback(), callback()
+    one = trainer(tmp_path, first)
+    one.fit(MLP(hidden=[8]), batches())
+    one.save_checkpoint(tmp_path / "x.ckpt")
+    two = trainer(tmp_path, second, epochs=2)
+    two.fit(MLP(hidden=[8]), batches(), ckpt_path=tmp_path / "x.ckpt")
+    assert two.global_step == 6
+    assert isinstance(load_model(tmp_path / "x.ckpt"), MLP)
+
+
+# ---------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("checkpoint", [trained(), content_of_3207afc()])
+def test_a_model_comes_back_ready_to_use(tmp_path, checkpoint):
+    write_checkpoint(checkpoint, tmp_path / "a.ckpt")
+    model = load_model(str(tmp_path / "a.ckpt"))
+    assert isinstance(model, CNN)
+    assert not model.training
+    assert all(torch.equal(tensor, checkpoint["state_dict"][name]) for name, tensor in model.state_dict().items())
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_a_run_of_an_earlier_version_is_not_continued(tmp_path):
+    check_resumable(trained(), tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a.ckpt was written by an earlier version .*: it can be tested and used"):
+        check_resumable(content_of_3207afc(), tmp_path / "a.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("kind", [MLP, CNN])
+def test_what_any_trainer_wrote_is_loaded(tmp_path, kind, durable):
+    model = kind(hidden=[8], classes=12)
+    one = trainer(tmp_path, durable=durable)
+    one.fit(model, batches())
+    one.save_checkpoint(tmp_path / "a.ckpt")
+    again = load_model(tmp_path / "a.ckpt")
+    assert type(again) is kind
+    assert again.hparams == model.hparams
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+
+
+def test_damage_of_what_a_plain_trainer_wrote_is_found(tmp_path):
+    torch.save(trained(), tmp_path / "a.ckpt")
+    assert read_weights(tmp_path / "a.ckpt")[STATE]["model"] == "CNN"
+    data = bytearray((tmp_path / "a.ckpt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "a.ckpt").write_bytes(data)
+    with pytest.raises(UserError, match=r"was not loaded: .* is damaged"):
+        load_model(tmp_path / "a.ckpt")
+
+
+def test_without_a_name_it_must_fit_some_class(tmp_path):
+    for checkpoint, reason in (
+        ({"state_dict": {"a": torch.zeros(1)}}, "describes no MLP of its weights: .*; .*describes no CNN"),
+        ({"state_dict": {}}, "has no state_dict"),
+        ({"state_dict": [1]}, "state_dict or hyper_parameters is wrong"),
+        ({"state_dict": {"a": 1}, "hyper_parameters": "x"}, "state_dict or hyper_parameters is wrong"),
+        ([1, 2], "it holds a list"),
+    ):
+        torch.save(checkpoint, tmp_path / "a.ckpt")
+        with pytest.raises(UserError, match=reason):
+            load_model(tmp_path / "a.ckpt")
+        with pytest.raises(UserError, match="is damaged or no checkpoint of mnist_lightning"):
+            read_checkpoint(tmp_path / "a.ckpt")
+
+
+class Own(CNN):
+    """A user's."""
+
+
+def test_a_checkpoint_calls_a_model_by_its_class():
+    assert model_name(CNN()) == "CNN"
+    assert model_name(Own()) == f"{__name__}.Own"
+    assert model_name(nn.ReLU()) == "torch.nn.modules.activation.ReLU"
+    with pytest.raises(UserError, match=r"'mine.Net'; give its class and settings with --model"):
+        model_of(content(model="mine.Net"), Path("a.ckpt"))
+
+
+def test_weights_that_fit_are_taken_and_the_others_named():
+    model, other = CNN(channels=[4], hidden=[16]), CNN(channels=[4], hidden=[16], classes=3)
+    left = load_fitting_weights(other, {"state_dict": model.state_dict()}, Path("a.ckpt"))
+    last = len(other.state_dict()) - 2
+    assert left == list(other.state_dict())[last:]
+    old, new = list(model.state_dict().values()), list(other.state_dict().values())
+    assert all(map(torch.equal, old[:last], new[:last]))
+    with pytest.raises(UserError, match=r"a.ckpt has no weight that fits into this CNN"):
+        load_fitting_weights(other, {"state_dict": {"a": torch.zeros(1)}}, Path("a.ckpt"))

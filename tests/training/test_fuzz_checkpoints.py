@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 import torch
 from processes import NET
+from samples import content_of_3207afc, trained
 
 from mnist_lightning.errors import UserError
 from mnist_lightning.training.checkpoints import COMMENT, MARK, load_model, read_checkpoint, write_checkpoint
 
 N = int(os.environ.get("FUZZ_N", 150))
-SECONDS, MEGABYTES = 3.0, 300  # for one file of 0.2 MB: what loading takes at the most
+SECONDS, MEGABYTES = 10.0, 300  # for one file of 0.2 MB: what loading takes at the most
 
 
 def sealed(body: bytes) -> bytes:
@@ -46,25 +47,12 @@ def members_of(data: bytes) -> list[tuple[str, bytes]]:
         return [(name, file.read(name)) for name in file.namelist()]
 
 
-@pytest.fixture(scope="module")
-def good(tiny_mnist, tmp_path_factory) -> Path:
-    """The run folder of a real training."""
-    from mnist_lightning.cli import main
-
-    folder = tmp_path_factory.mktemp("good")
-    words = [
-        *NET,
-        "--data.root",
-        tiny_mnist,
-        "--trainer.max_epochs",
-        1,
-        "--trainer.default_root_dir",
-        folder,
-        "--run",
-        "a",
-    ]
-    assert main(["fit", *map(str, words)]) == 0
-    return folder / "a"
+@pytest.fixture(scope="module", params=[trained, content_of_3207afc])
+def good(request, tmp_path_factory) -> Path:
+    """A checkpoint of a CNN, of today and of commit 3207afc."""
+    file = tmp_path_factory.mktemp("good") / "last.ckpt"
+    write_checkpoint(request.param(), file)
+    return file
 
 
 @pytest.fixture
@@ -246,8 +234,8 @@ def loads_or_refuses(file: Path, told: str) -> bool:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # zipfile's, of a name that is there twice
 def test_mutated_checkpoints(good, canary, tmp_path):
-    data = (good / "last.ckpt").read_bytes()
-    checkpoint = read_checkpoint(good / "last.ckpt")
+    data = (good).read_bytes()
+    checkpoint = read_checkpoint(good)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loaded = 0
     for number in range(N):
@@ -265,7 +253,7 @@ def test_mutated_checkpoints(good, canary, tmp_path):
 
 
 def test_every_hostile_pickle_and_bomb(good, canary, tmp_path):
-    data = (good / "last.ckpt").read_bytes()
+    data = (good).read_bytes()
     file = tmp_path / "x.ckpt"
     for number, text in enumerate([*hostile_pickles(canary), *bombs(), *tensors(data)]):
         file.write_bytes(with_pickle(data, text))
@@ -293,7 +281,7 @@ def test_the_mutations_are_dangerous_to_others(canary):
     "wrong", [{"hidden": [50_000_000]}, {"channels": [1] * 100_000}, {"class_path": "canary_module.sing"}]
 )
 def test_a_description_that_asks_for_more_than_its_weights(good, canary, tmp_path, wrong):
-    checkpoint = read_checkpoint(good / "last.ckpt")
+    checkpoint = read_checkpoint(good)
     checkpoint["hyper_parameters"] |= wrong
     write_checkpoint(checkpoint, tmp_path / "x.ckpt")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -302,8 +290,33 @@ def test_a_description_that_asks_for_more_than_its_weights(good, canary, tmp_pat
     assert not canary.exists()
 
 
-def test_wrong_entries_when_a_run_is_resumed(good, cli, canary, tmp_path, tiny_mnist):
+def plain_trainers(number: int, good: Path, file: Path) -> str:
+    """Writes what looks like the `number`-th file of a plain Trainer, which has no checksum, and is none."""
+    rng = random.Random(number)
+    data = bytearray(good.read_bytes()[: -COMMENT - 2] + b"\0\0")
+    if number % 2:
+        torch.save(with_wrong_entry(read_checkpoint(good), rng)[0], file)
+        return "a wrong entry"
+    for _ in range(rng.choice([1, 1, 5, 100])):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+    return "bits flipped"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_mutated_checkpoints_of_a_plain_trainer(good, tmp_path):
+    loaded = 0
+    for number in range(N):
+        told = plain_trainers(number, good, tmp_path / "x.ckpt")
+        loaded += loads_or_refuses(tmp_path / "x.ckpt", f"{number}: {told}")
+    assert 0 < loaded < N
+
+
+def test_wrong_entries_when_a_run_is_resumed(cli, canary, tmp_path, tiny_mnist):
     """A resume reads more than the weights: positions, optimizer, scheduler, metrics, callbacks."""
+    words = ("--data.root", tiny_mnist, "--trainer.max_epochs", 1, "--run", "a")
+    assert cli("fit", *NET, *words).status == 0
+    good = tmp_path / "checkpoints" / "a"
     checkpoint = read_checkpoint(good / "last.ckpt")
     file = tmp_path / "stranger" / "x.ckpt"
     file.parent.mkdir()
