@@ -13,16 +13,23 @@ _HOMES = {
     "MLP": "mnist_lightning.models",
     "CNN": "mnist_lightning.models",
     "load_model": "mnist_lightning.training.checkpoints",
+    "quick": "mnist_lightning.training.trainer",
+    "fit": "mnist_lightning.commands.fit",
+    "Result": "mnist_lightning.commands.fit",
     "UserError": "mnist_lightning.errors",
 }
-__all__ = ["CNN", "MLP", "DigitClassifier", "MNISTDataModule", "TensorLoader", "UserError", "load_model"]
+__all__ = [
+    "CNN", "MLP", "DigitClassifier", "MNISTDataModule", "Result", "TensorLoader", "UserError", "fit", "load_model", "quick",
+]  # fmt: skip
 
 if TYPE_CHECKING:
+    from mnist_lightning.commands.fit import Result, fit
     from mnist_lightning.data.loader import TensorLoader
     from mnist_lightning.data.module import MNISTDataModule
     from mnist_lightning.errors import UserError
     from mnist_lightning.models import CNN, MLP, DigitClassifier
     from mnist_lightning.training.checkpoints import load_model
+    from mnist_lightning.training.trainer import quick
 
 
 def __getattr__(name: str) -> Any:

@@ -1,21 +1,26 @@
 """The commands, and what a person sees when something is wrong."""
 
-import argparse
 import os
 import sys
-from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 from mnist_lightning import __version__
-from mnist_lightning.errors import BadSetting, UserError, of_another_process
-from mnist_lightning.settings import nearest
+from mnist_lightning.errors import BadSetting, UserError, nearest, of_another_process
+from mnist_lightning.processes import FIRST_PROCESS, Interrupted, Signals, end_with_the_first, is_first_process
 
+# Imported when it is called: with most of them comes torch.
+COMMANDS = {
+    "fit": "fit:command",
+    "validate": "evaluate:validate",
+    "test": "evaluate:test",
+    "predict": "evaluate:predict",
+    "report": "report:report",
+    "convert": "convert:convert",
+}
 USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-digit classifiers
 
   python -m mnist_lightning fit                                    train a CNN, test it, keep it in checkpoints/cnn
-  python -m mnist_lightning fit --config configs/simple_mlp.yaml   train a recipe
+  python -m mnist_lightning fit --config simple_mlp                train a recipe, or the settings of any YAML file
   python -m mnist_lightning fit --ckpt_path last                   go on with the newest run
   python -m mnist_lightning test                                   test the newest run, or --run NAME
   python -m mnist_lightning validate | predict                     likewise: validation images; a table of predictions
@@ -28,86 +33,48 @@ USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-d
 
 def main(args: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 done, 1 failed, 2 wrong words, 130 Ctrl-C, 143 SIGTERM."""
-    args = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in args
-    args = [arg for arg in args if arg != "--debug"]
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE, end="")
+    command, *words = list(sys.argv[1:] if args is None else args) or ["--help"]
+    if command in ("-h", "--help", "--version"):
+        print(f"{__version__}\n" if command == "--version" else USAGE, end="")
         return 0
-    if args[0] == "--version":
-        print(__version__)
-        return 0
-    command, *words = args
     if command not in COMMANDS:
         return _say(f"there is no command {command!r}; {nearest(command, COMMANDS)}", 2)
-
-    from mnist_lightning.training.signals import FIRST_PROCESS, Interrupted, Signals, end_with_the_first
-
     signals = Signals()
     signals.install()
     end_with_the_first()
+    path = list(sys.path)
+    sys.path.insert(0, os.getcwd())  # for classes of the user's; `python -m` has it there already
     try:
-        COMMANDS[command](words, signals)
-    except (UserError, OSError) as error:
-        if debug:
+        module, _, function = COMMANDS[command].partition(":")
+        run = getattr(import_module(f"mnist_lightning.commands.{module}"), function)
+        signals.importing = False
+        run(words, signals)
+        return 0
+    except (UserError, OSError, Interrupted, RuntimeError) as error:
+        told = _told(error, command)
+        if told is None or ("--debug" in words and not isinstance(error, Interrupted)):
             raise
-        if isinstance(error, OSError):
-            return _say(f"{error.filename or command}: {error.strerror or error}", 1)
-        return _say(str(error), 2 if isinstance(error, BadSetting) else 1)
-    except Interrupted as interrupted:
-        return _say(str(interrupted), 128 + interrupted.signum)
-    except RuntimeError as error:
-        if debug or not of_another_process(error):
-            raise
-        return _say("another process of this run has ended: see why there, then continue with --ckpt_path last", 1)
+        return _say(*told)
     finally:
-        pass  # of what is started from here on, this is not the first process
-    return 0
+        sys.path[:] = path
+        signals.restore()
+        os.environ.pop(FIRST_PROCESS, None)  # of what is started from here on, this is not the first process
+
+
+def _told(error: BaseException, command: str) -> tuple[str, int] | None:
+    """What a person is told, in a line, and the exit status; None: it is no fault of theirs."""
+    if isinstance(error, UserError):
+        return str(error), 2 if isinstance(error, BadSetting) else 1
+    if isinstance(error, Interrupted):
+        return str(error), 128 + error.signum
+    if isinstance(error, OSError):
+        return f"{error.filename or command}: {error.strerror or error}", 1
+    if isinstance(error, Exception) and of_another_process(error):
+        return "another process of this run has ended: see why there, then continue with --ckpt_path last", 1
+    return None
 
 
 def _say(message: str, status: int) -> int:
-    from mnist_lightning.runs import is_first_process
-
     if is_first_process():  # several processes fail alike; one speaks
         print(f"mnist_lightning: {message}", file=sys.stderr)
     return status
-
-
-# ---------------------------------------------------------------------- the commands
-
-
-Command = Callable[[list[str], Any], None]
-
-
-def _command(module: str, function: str, *first: str) -> Command:
-    """A function of a module that is imported when it is called: with it comes torch."""
-
-    def run(words: list[str], signals: Any) -> None:
-        call = getattr(import_module(f"mnist_lightning.{module}"), function)
-        signals.importing = False
-        call(*first, words, signals)
-
-    return run
-
-
-def report(words: list[str], signals: Any) -> None:
-    """A table of all runs, or with --run NAME of one; needs no torch."""
-    parser = argparse.ArgumentParser(prog="python -m mnist_lightning report", description=report.__doc__)
-    parser.add_argument("--run", help="Name of the run: its folder's name.")
-    parser.add_argument("--trainer.default_root_dir", dest="root", default="checkpoints", help="Where runs lie.")
-    settings, unknown = parser.parse_known_args(words)
-    if unknown:
-        raise BadSetting(f"there is no flag {unknown[0]}; {nearest(unknown[0], parser._option_string_actions)}")
-    from mnist_lightning.tools import report as tool
-
-    tool.report(Path(settings.root), settings.run)
-
-
-COMMANDS: dict[str, Command] = {
-    "fit": _command("fit", "fit"),
-    "validate": _command("tools.evaluate", "evaluate", "validate"),
-    "test": _command("tools.evaluate", "evaluate", "test"),
-    "predict": _command("tools.evaluate", "evaluate", "predict"),
-    "convert": _command("tools.convert", "convert"),
-    "report": report,
-}

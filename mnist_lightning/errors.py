@@ -1,5 +1,8 @@
 """The exceptions that a person is meant to read: one line, what is wrong and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something that the user can put right. Exit status 1."""
@@ -7,6 +10,20 @@ class UserError(Exception):
 
 class BadSetting(UserError):  # noqa: N818
     """A word of the command line, or of a configuration file, that cannot be right. Exit status 2."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """What was meant, as the end of a message."""
+    names = {name.lstrip("-").lower(): name for name in words}
+    near = difflib.get_close_matches(word.lstrip("-").lower(), names, n=1)
+    if near:
+        return f"did you mean {names[near[0]]}?"
+    return f"there are {', '.join(sorted(names.values()))}" if len(names) <= 12 else "see --help"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def of_another_process(error: Exception) -> bool:

@@ -1,228 +1,284 @@
-"""What can be set, read from words and YAML files, and one line for each mistake in them."""
+"""What can be set: described once, parsed once, checked where it is described; and written to be read again."""
 
-import difflib
-import re
-from pathlib import Path
-from typing import Any
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
+from enum import Enum
+from importlib import import_module
+from types import BuiltinFunctionType, FunctionType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
-from mnist_lightning.errors import BadSetting, UserError
+from mnist_lightning.errors import BadSetting, UserError, first_line, nearest
 
-FIT_DEFAULTS: dict[str, Any] = {
-    "trainer.default_root_dir": "checkpoints",
-    "trainer.max_epochs": 5,
-    "trainer.num_sanity_val_steps": 0,
-    "trainer.log_every_n_steps": 50,
+GROUPS = ("model", "data", "trainer", "checkpoint")
+DEFAULTS = {"trainer.default_root_dir": "checkpoints"}
+FIT_DEFAULTS = DEFAULTS | {"trainer.max_epochs": 5, "trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 50}
+# Settings that are classes: where a name without a dot is looked for, what it must be, and what there is.
+CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "model": ("mnist_lightning.models", "LightningModule", ("CNN", "MLP")),
+    "data": ("mnist_lightning", "LightningDataModule", ("MNISTDataModule",)),
+    "trainer.callbacks": ("lightning.pytorch.callbacks", "Callback", ()),
+    "trainer.logger": ("lightning.pytorch.loggers", "Logger", ()),
 }
-# What `fit` does when it is told neither a model nor a configuration: configs/cnn.yaml, on whatever digits there are.
-PLAIN_FIT: dict[str, Any] = {
-    "model": {
-        "class_path": "CNN",
-        "init_args": {
-            "channels": [32, 64, 64],
-            "kernel_size": [5, 3, 3],
-            "pool": [2, 1, 2],
-            "order": ["conv", "pool", "activation", "dropout"],
-            "conv_dropout": [0.0, 0.0, 0.25],
-            "hidden": [128],
-            "dropout": 0.5,
-            "lr": 0.003,
-            "optimizer_args": {"betas": [0.7, 0.9]},
-            "scheduler": "OneCycleLR",
-        },
-    },
-    "data.batch_size": 128,
-    "trainer.max_epochs": 6,
-    "trainer.precision": "bf16-mixed",
+# The least and the most that a number may be. Lightning looks at its own too late, or never.
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    "checkpoint.every_n_seconds": (0, None),
+    "checkpoint.every_n_steps": (1, None),
+    "trainer.accumulate_grad_batches": (1, None),
+    "trainer.check_val_every_n_epoch": (1, None),
+    "trainer.gradient_clip_val": (0, None),
+    "trainer.log_every_n_steps": (0, None),
+    "trainer.val_check_interval": (1e-9, None),
 }
-EVALUATION_DEFAULTS: dict[str, Any] = {"trainer.default_root_dir": "checkpoints"}
+
+# ---------------------------------------------------------------------- classes and their settings
 
 
-def parser_of(command: str) -> Any:
-    """The jsonargparse parser of a command. (LightningCLI builds one for each command at every start.)"""
+def class_of(flag: str, name: Any) -> type:
+    """The class that a setting names: one of the project's or of Lightning's, or any by its import path."""
+    home, base, names = CLASSES[flag]
+    path, _, last = str(name).rpartition(".")
+    try:
+        found = name if isinstance(name, type) else getattr(import_module(path or home), last, None)
+    except Exception as error:  # whatever a module of the user's comes to
+        if not isinstance(error, ModuleNotFoundError) or not f"{path}.".startswith(f"{error.name}."):
+            raise BadSetting(f"--{flag} {name}: {path} cannot be imported: {first_line(error)}") from error
+        found = None
+    if isinstance(found, type) and base in {kind.__name__ for kind in found.__mro__}:
+        return found
+    why = f"{name!r} is no {base}" if isinstance(found, type) else f"there is no {name!r}"
+    raise BadSetting(f"--{flag}: {why}; {nearest(last, names or import_module(home).__all__)}")
+
+
+class Part:
+    """A class and the checked settings of its constructor."""
+
+    def __init__(self, flag: str, kind: type, parser: Any, config: Any) -> None:
+        self.flag, self.kind, self._parser = flag, kind, parser
+        self.settings: dict[str, Any] = vars(config[flag]) if flag in config else {}
+
+    def make(self, **more: Any) -> Any:
+        """The object; raises BadSetting in one line."""
+        from jsonargparse import Namespace
+
+        made = self._parser.instantiate(Namespace({f"{self.flag}.{name}": v for name, v in self.settings.items()}))
+        try:
+            return self.kind(**vars(made.get(self.flag, Namespace())) | more)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a constructor of the user's comes to
+            raise BadSetting(f"--{self.flag} {self.kind.__name__}: {first_line(error)}") from error
+
+
+def parts_of(flag: str, value: Any) -> list[Any]:
+    """One or several classes, named or as class_path and init_args; what is an object already stays it."""
+    parts: list[Any] = []
+    for item in several(value):
+        item = {"class_path": item} if isinstance(item, str | type) else item
+        if isinstance(item, Mapping):
+            if "class_path" not in item or set(item) - {"class_path", "init_args"}:
+                raise BadSetting(f"--{flag} takes a class's name, or class_path and init_args; this is {item}")
+            kind = class_of(flag, item["class_path"])
+            parser = _add_class(_parser(), flag, kind)
+            settings = {f"{flag}.{name}": setting for name, setting in (item.get("init_args") or {}).items()}
+            item = Part(flag, kind, parser, checked(parser, settings))
+        else:
+            class_of(flag, type(item))
+        parts.append(item)
+    return parts
+
+
+def made(parts: Any) -> Any:
+    """The objects of a list of parts."""
+    return [part.make() if isinstance(part, Part) else part for part in parts] if isinstance(parts, list) else parts
+
+
+def several(value: Any) -> list[Any]:
+    """A list, in a word written as YAML, of what may be given once or not at all."""
+    with suppress(ValueError):
+        value = yaml_value(value) if isinstance(value, str) else value
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def yaml_value(text: str) -> Any:
+    """What a text means as YAML; raises ValueError. (1e-3 is a string to pyyaml, and a number to jsonargparse.)"""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+# ---------------------------------------------------------------------- parsed once
+
+
+def _parser(**options: Any) -> Any:
     from jsonargparse import ArgumentParser
-    from lightning.pytorch import Trainer
 
-    from mnist_lightning.data.module import MNISTDataModule
-    from mnist_lightning.models import DigitClassifier
+    return ArgumentParser(exit_on_error=False, **options)
 
-    name = f"python -m mnist_lightning {command}"
-    parser = ArgumentParser(prog=name, exit_on_error=False, allow_abbrev=False)
-    if command == "convert":
-        parser.add_argument("--split", choices=["train", "test"], default="train", help="Which images to write.")
-        parser.add_argument("--rows", type=int | None, default=None, help="Write only the first so many.")
-        parser.add_argument("--output", type=str, required=True, help="The text file to write.")
-        parser.add_class_arguments(MNISTDataModule, "data")
-        return parser
-    parser.add_argument("--config", action="config", help="A YAML file with settings, such as a recipe of configs/.")
-    parser.add_argument("--run", type=str | None, default=None, help="Name of the run: its folder's name.")
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="last, best, or a checkpoint file.")
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    if command == "fit":
-        parser.add_argument("--seed", type=int, default=0, help="Seed of weights, order and dropout.")
-        parser.add_argument(
-            "--checkpoint.every_n_seconds", type=float | None, default=30.0,
-            help="Write last.ckpt this often inside an epoch; it is written at each epoch's end anyway.",
-        )  # fmt: skip
-        parser.add_argument(
-            "--checkpoint.every_n_steps", type=int | None, default=None,
-            help="Write last.ckpt after so many optimizer steps, too.",
-        )  # fmt: skip
-        parser.add_subclass_arguments(DigitClassifier, "model", help="MLP or CNN.")
-    parser.add_class_arguments(MNISTDataModule, "data")
-    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "plugins"})
-    parser.set_defaults(FIT_DEFAULTS if command == "fit" else EVALUATION_DEFAULTS)
+
+def _add_class(parser: Any, flag: str, kind: type) -> Any:
+    """The parser, with the settings of a constructor under `flag`."""
+    names = ", ".join((*CLASSES[flag][2], f"or the import path of any {CLASSES[flag][1]}"))
+    group = parser.add_argument_group(f"--{flag} CLASS", f"{names}. {kind.__name__} takes:")
+    group.add_class_arguments(kind, flag, as_group=False, instantiate=False, fail_untyped=False)
+    flags = _flags(parser)
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if parameter.default is parameter.empty and f"--{flag}.{name}" in flags:
+            flags[f"--{flag}.{name}"].required = True  # also where it has no type
     return parser
 
 
-def parse(parser: Any, words: list[str]) -> Any:
-    """The settings; raises BadSetting in one line, with the nearest right word."""
+def parser_of(command: str, classes: Mapping[str, type]) -> Any:
+    """The jsonargparse parser of a command, with these classes of model and data."""
+    from lightning.pytorch import Trainer
+
+    name = f"python -m mnist_lightning {command}"
+    parser = _parser(prog=name, usage=f"{name} [--SETTING VALUE …]")
+    add = parser.add_argument
+    if command == "convert":
+        add("--split", type=Literal["train", "test"], default="train", help="Which images to write.")
+        add("--rows", type=int | None, default=None, help="Write only the first so many.")
+        add("--output", type=str, required=True, help="The text file to write.")
+    else:
+        files = "A YAML file or a recipe's name; several are merged in their order; what is set beside them wins."
+        add("--config", type=list[str], default=[], help=files)
+        add("--run", type=str | None, default=None, help="Name of the run: its folder's name.")
+        add("--ckpt_path", type=str | None, default=None, help="last, best, or a checkpoint file.")
+    add("--debug", type=bool, default=False, help="Show the traceback of an error.")
+    if command == "fit":
+        seconds = "Write last.ckpt this often inside an epoch; it is written at each epoch's end anyway."
+        add("--seed", type=int, default=0, help="Seed of weights, order and dropout.")
+        weights = "A checkpoint whose weights a new training starts from; layers of another shape start fresh."
+        add("--weights", type=str | None, default=None, help=weights)
+        add("--checkpoint.every_n_seconds", type=float | None, default=30.0, help=seconds)
+        steps = "Write last.ckpt after so many optimizer steps, too."
+        add("--checkpoint.every_n_steps", type=int | None, default=None, help=steps)
+    for flag, kind in classes.items():
+        _add_class(parser, flag, kind)
+    if command != "convert":
+        parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"callbacks", "logger", "plugins"})
+        several = "A class's name or import path, its settings after a dot, more with +; or a list, as in YAML"
+        add("--trainer.callbacks", type=Any, default=None, help=f"{several}.")
+        add("--trainer.logger", type=Any, default=None, help=f"{several}. false: none but metrics.csv.")
+        parser.set_defaults(FIT_DEFAULTS if command == "fit" else DEFAULTS)
+    return parser
+
+
+def parsed(command: str, settings: Mapping[str, Any]) -> Any:
+    """All settings of a command, checked: a Namespace with a Part for model and data, and lists of them in trainer."""
+    defaults = {"model": "CNN", "data": "MNISTDataModule"} if command == "fit" else {"data": "MNISTDataModule"}
+    classes = {flag: settings.get(flag) or class_of(flag, defaults[flag]) for flag in {**defaults, **settings} if flag in GROUPS}
+    parser = parser_of(command, classes)
+    given = {name: value for name, value in settings.items() if name not in (*classes, "help")}
+    if "help" in settings:
+        parser.set_defaults({name: value for name, value in given.items() if f"--{name}" in _flags(parser)})
+        parser.print_help()
+        raise SystemExit(0)
+    several_classes = {name: given.pop(name, None) for name in CLASSES if name not in GROUPS}
+    config = checked(parser, given)
+    for flag, kind in classes.items():
+        config[flag] = Part(flag, kind, parser, config)
+    for name, value in several_classes.items() if command != "convert" else ():
+        config[name] = False if value in (False, "false") else parts_of(name, value)
+    return config
+
+
+def checked(parser: Any, settings: Mapping[str, Any]) -> Any:
+    """What the parser makes of one value for each setting; raises BadSetting in one line."""
     from jsonargparse import ArgumentError
 
-    from mnist_lightning.models import MODELS
-
-    for word, value in _pairs(words):
-        if word == "--model" and value.rpartition(".")[2] not in MODELS:
-            raise BadSetting(f"there is no model {value!r}; {nearest(value, MODELS)}")
+    flags = _flags(parser)
+    for name in settings:
+        if not any(f"{flag}.".startswith(f"--{name}.") for flag in flags):
+            raise BadSetting(_unknown(f"--{name}", [*flags, "--model", "--data"]))
+    for flag, action in flags.items():
+        if action.required and action.dest not in settings:
+            raise BadSetting(f"{flag} is missing; see --help")
     try:
-        return parser.parse_args(words)
+        config = parser.parse_object(dict(settings))
     except ArgumentError as error:
-        raise BadSetting(_explain(str(error), parser)) from error
+        raise BadSetting(_what_is_wrong(flags, settings) or first_line(error)) from error
+    for name, (least, most) in RANGES.items():
+        value = config.get(name)
+        if isinstance(value, int | float) and not least <= value <= (most or value):
+            bounds = f"from {least} to {most}" if most else f"at least {least}"
+            raise BadSetting(f"--{name} is {value}; it must be {'above 0' if 0 < least < 1 else bounds}")
+    return config
 
 
-def _pairs(words: list[str]) -> list[tuple[str, str]]:
-    """Flags and their values, written `--flag value` or `--flag=value`."""
-    pairs = []
-    for word, value in zip(words, [*words, ""][1:], strict=True):
-        flag, equals, rest = word.partition("=")
-        if flag.startswith("--"):
-            pairs.append((flag, rest if equals else value))
-    return pairs
+def taken_by(flag: str, kind: type) -> set[str]:
+    """The settings of a class."""
+    return {name.removeprefix("--") for name in _flags(_add_class(_parser(), flag, kind))}
 
 
-def option(words: list[str], flag: str) -> str | None:
-    """The value of one flag, before there is a parser for all."""
-    values = [value for word, value in _pairs(words) if word == flag]
-    if values and not values[-1]:
-        raise BadSetting(f"{flag} takes a value; see --help")
-    return values[-1] if values else None
+def _flags(parser: Any) -> dict[str, Any]:
+    """What describes each setting: a parser's actions, by their flags."""
+    return {action.option_strings[0]: action for action in parser._actions if hasattr(action, "_typehint")}
 
 
-def given(words: list[str], flag: str) -> str | None:
-    """The value of one flag, among the words or in the configuration file that they name."""
-    file, value = option(words, "--config"), option(words, flag)
-    if value is not None or file is None:
-        return value
-    found: Any = settings_file(file)
-    for key in flag.removeprefix("--").split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    return None if found is None else str(found)
-
-
-def instantiate(parser: Any, config: Any) -> Any:
-    """The model and data that the settings describe; raises BadSetting in one line, as `parse` does."""
+def _what_is_wrong(flags: dict[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """Which value its setting does not take, each asked alone, and what it does take."""
     from jsonargparse import ArgumentError
 
-    try:
-        return parser.instantiate(config)
-    except (ArgumentError, ValueError, TypeError, RuntimeError) as error:
-        cause: BaseException | None = error
-        while cause is not None:  # jsonargparse wraps ours into its own
-            if isinstance(cause, UserError):
-                raise cause from error
-            cause = cause.__cause__ or cause.__context__
-        reasons = re.findall(r"^ *- (.*)", str(error), re.MULTILINE)
-        raise BadSetting(f"--model: {reasons[0]}" if reasons else _explain(str(error), parser)) from error
+    for name, value in settings.items():
+        if f"--{name}" in flags:
+            kind = flags[f"--{name}"]._typehint
+            alone = _parser()
+            alone.add_argument("--it", type=kind)
+            try:
+                alone.parse_object({"it": value})
+            except ArgumentError:
+                return f"--{name}: {value!r} is not what it takes: {_takes(kind)}"
+    return None
 
 
-def _explain(message: str, parser: Any) -> str:
-    """One line from jsonargparse's several."""
-    keys = re.findall(r'[Pp]arser key "([\w.]+)"', message)
-    flag = "--" + ".".join(dict.fromkeys(keys))
-    if found := re.search(r"unrecognized arguments: (\S+)", message):
-        if not found[1].startswith("-"):
-            return f"there is a word too many: {found[1]!r}; a setting is written --name value"
-        name = found[1].partition("=")[0]
-        return _unknown_flag(f"{flag}.{name.lstrip('-')}" if keys else name, parser)
-    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
-        return _unknown_flag(f"--{found[1]}.{found[2]}", parser)
-    if found := re.search(r"Option '([\w.]+)' is not accepted", message):
-        kind = re.search(r"given class_path '([\w.]+)'", message)
-        if kind is None:
-            return _unknown_flag(f"--{found[1]}", parser)
-        hint = nearest(found[1], _settings_of(kind[1]))
-        if kind[1].endswith("DigitClassifier") and not hint.startswith("did you mean"):
-            return f"{flag}.{found[1]}: say first which network, --model MLP or CNN"
-        return f"{flag}: there is no setting {found[1]!r}; {hint}"
-    if found := re.search(r"Expected a dot import path string: (.*)", message):
-        return f"{flag}: there is no {found[1]!r}; {nearest(found[1], _classes_for(flag))}"
-    if found := re.search(r"arguments are required: (.*)", message):
-        return f"{flag}: {found[1]} is missing" if keys else f"--{found[1].lstrip('-')} is missing"
-    value = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (.*)", message)
-    kinds = re.findall(r"Expected an? (?!path)(.*?)(?:\. Got value: .*)?$", message, re.MULTILINE)
-    if keys and value and kinds:
-        named = [re.sub(r"<class '(\w+)'>", r"\1", kind).rstrip(".") for kind in kinds]
-        named = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind) for kind in named]
-        takes = " or ".join(dict.fromkeys(kind for kind in named if kind != "NoneType"))
-        return f"{flag}: {value[1]!r} is not what it takes: {takes}"
-    return " ".join(line.strip(" -") for line in message.splitlines() if line.strip())[:300]
+def _takes(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_takes(one) for one in get_args(kind) if one is not type(None)))
+    return str(kind) if get_origin(kind) else getattr(kind, "__name__", str(kind))
 
 
-def _unknown_flag(flag: str, parser: Any) -> str:
-    names = {name for name in parser._option_string_actions if name.startswith("--")}
-    groups = {name.partition(".")[0] for name in names if "." in name}
+def _unknown(flag: str, flags: list[str]) -> str:
     group, dot, _ = flag.partition(".")
+    groups = {name.partition(".")[0] for name in flags if "." in name}
     if dot and group not in groups:
         return f"there is no group of flags {group}; {nearest(group, groups)}"
-    near = {name for name in names if name.startswith(group + dot)} if dot else names - groups | {"--model"}
-    return f"there is no flag {flag}; {nearest(flag, near & names)}"
+    near = [name for name in flags if (name.startswith(f"{group}.") if dot else "." not in name)]
+    return f"there is no flag {flag}; {nearest(flag, near)}"
 
 
-def _settings_of(class_path: str) -> set[str]:
-    """Names of all arguments of a class, and of what it hands on to its bases."""
-    import inspect
-    from importlib import import_module
-
-    module, _, name = class_path.rpartition(".")
-    bases = getattr(import_module(module), name).__mro__[:-1]
-    names = {name for base in bases for name in inspect.signature(base.__init__).parameters}
-    return names - {"self", "args", "kwargs"} | {"class_path", "init_args"}
+# ---------------------------------------------------------------------- config.yaml
 
 
-def _classes_for(flag: str) -> list[str]:
-    from lightning.pytorch import callbacks
-
-    from mnist_lightning.models import MODELS
-
-    return list(MODELS) if flag == "--model" else callbacks.__all__
-
-
-def nearest(word: str, words: Any) -> str:
-    """What was meant, as the end of a message."""
-    names = {name.lstrip("-").lower(): name for name in words}
-    near = difflib.get_close_matches(word.lstrip("-").lower(), names, n=1)
-    if near:
-        return f"did you mean {names[near[0]]}?"
-    return f"there are {', '.join(sorted(words))}" if len(words) <= 12 else "see --help"
-
-
-def settings_file(path: str) -> dict[str, Any]:
-    """The settings in a YAML file, so far as to be sure that it holds some."""
+def as_yaml(config: Any) -> str:
+    """All settings of a run."""
     import yaml
 
-    if not Path(path).is_file():
-        recipes = [str(file) for file in sorted(Path(path).parent.glob("*.yaml"))]
-        hint = nearest(path, recipes) if recipes else "give the path of a YAML file"
-        raise BadSetting(f"--config: there is no file {path!r}; {hint}")
-    try:
-        settings = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise BadSetting(f"{path}{where} is not YAML: {problem}") from error
-    if not isinstance(settings, dict):
-        raise BadSetting(f"{path} holds no settings: it takes lines such as those of configs/cnn.yaml")
-    for group in ("model", "data", "trainer", "checkpoint"):
-        if group in settings and not isinstance(settings[group], dict | str if group == "model" else dict):
-            raise BadSetting(f"{path}: {group} holds no settings: indent them below it, or leave it out")
-    return settings
+    of_the_run = {name: value for name, value in vars(config).items() if name in (*GROUPS, "seed")}
+    return yaml.safe_dump(_plain(of_the_run), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    """As YAML holds it."""
+    if isinstance(value, Part):
+        ours = value.kind.__name__ in CLASSES[value.flag][2] and value.kind.__module__.startswith("mnist_lightning.")
+        path = value.kind.__name__ if ours else f"{value.kind.__module__}.{value.kind.__qualname__}"
+        return {"class_path": path, "init_args": _plain(value.settings)}
+    if type(value).__name__ == "Namespace":
+        value = vars(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value if isinstance(value, str) else value.name
+    if isinstance(value, FunctionType | BuiltinFunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

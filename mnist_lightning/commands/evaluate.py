@@ -1,0 +1,199 @@
+"""`validate`, `test` and `predict`, and the test at the end of `fit`."""
+
+import csv
+import io
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from mnist_lightning import __version__
+from mnist_lightning.console import console, say
+from mnist_lightning.data.loader import TensorLoader
+from mnist_lightning.data.module import MNISTDataModule
+from mnist_lightning.errors import BadSetting, UserError, first_line
+from mnist_lightning.files import write_whole
+from mnist_lightning.models import MODELS
+from mnist_lightning.processes import Signals
+from mnist_lightning.run import Run, base_name, run_and_file
+from mnist_lightning.settings import parsed, taken_by
+from mnist_lightning.training.checkpoints import STATE, load_weights, model_of, read_weights
+from mnist_lightning.training.trainer import SignalsAgain, make_trainer
+from mnist_lightning.words import Pairs, file_pairs, merged, pairs_of_words, with_files
+
+WHERE = ("run", "ckpt_path", "trainer.default_root_dir")  # what a --config says here: which run is meant
+
+
+def validate(words: list[str], signals: Signals) -> None:
+    """The validation images, by default on the best checkpoint of the newest run."""
+    evaluate("validate", words, signals)
+
+
+def test(words: list[str], signals: Signals) -> None:
+    """The test images, likewise."""
+    evaluate("test", words, signals)
+
+
+def predict(words: list[str], signals: Signals) -> None:
+    """A table of the test images, likewise."""
+    evaluate("predict", words, signals)
+
+
+def evaluate(stage: str, words: list[str], signals: Signals) -> None:
+    """Evaluates a checkpoint, by default the best of the newest run."""
+    pairs = pairs_of_words(words)
+    pairs = [pair for pair in with_files(pairs) if pair[0] in WHERE] + pairs
+    asked = merged(pairs)
+    if "help" in asked:
+        parsed(stage, asked)
+    run, file = _file(asked, base_name(next((file for name, file in pairs if name == "config"), None), None))
+    checkpoint = read_weights(file)
+    settings = merged(_of_training(checkpoint, run) + pairs)
+    config = parsed(stage, settings)
+    data = config.data.make()
+    if "MNISTDataModule" in checkpoint and stage == "validate":
+        held_out = checkpoint["datamodule_hyper_parameters"]["val_size"]
+        if data.hparams.get("val_size") != held_out:
+            raise BadSetting(f"--data.val_size: {file} held out {held_out} images; it was trained on the others")
+    model = config.model.make() if "model" in config else model_of(checkpoint, file)
+    trainer = make_trainer(vars(config.trainer), [SignalsAgain(signals)])
+    result = run_stage(trainer, model, data, file, stage)
+    if trainer.is_global_zero:
+        tell(result, run.folder if run else file.parent)
+
+
+def _file(asked: dict[str, Any], base: str | None) -> tuple[Run | None, Path]:
+    """The run and the checkpoint that are meant."""
+    root, name = Path(asked.get("trainer.default_root_dir", "checkpoints")), asked.get("run")
+    if "ckpt_path" in asked:
+        return run_and_file(root, name, base, asked["ckpt_path"])
+    run = Run.named(root, name) if name else Run.newest(root, base)
+    return run, run.checkpoint("best" if run.best.exists() else "last")
+
+
+def _of_training(checkpoint: dict[str, Any], run: Run | None) -> Pairs:
+    """The settings that a checkpoint was trained with, so far as they matter now."""
+    state, ours = checkpoint.get(STATE, {}), checkpoint.get("MNISTDataModule")
+    written = file_pairs(run.config) if run and (not ours or state.get("model") not in MODELS) else []
+    pairs = [("trainer.precision", state["precision"])] if state else []
+    if state.get("model", "MLP") not in MODELS:  # one of the user's own
+        pairs += [pair for pair in written if pair[0].partition(".")[0] == "model"]
+    if not ours:
+        return pairs + [("data", "MNISTDataModule")] + [pair for pair in written if pair[0].partition(".")[0] == "data"]
+    known = checkpoint["datamodule_hyper_parameters"] | {
+        "source": ours["source"],
+        "normalize": [ours["mean"], ours["std"]],
+    }
+    taken = taken_by("data", MNISTDataModule)  # an earlier version had others besides
+    return [*pairs, ("data", "MNISTDataModule"), *((f"data.{k}", v) for k, v in known.items() if f"data.{k}" in taken)]
+
+
+def run_stage(trainer: Trainer, model: Any, data: Any, file: Path, stage: str) -> dict[str, Any]:
+    """Loads the weights of `file` and runs a stage over all images, each counted once."""
+    checkpoint = read_weights(file)
+    load_weights(model, checkpoint, file)
+    ours = isinstance(data, MNISTDataModule)
+    if stage == "validate" and ours and not data.hparams["val_size"]:
+        raise UserError(f"{file} was trained on all training images: there are none to validate on; use test")
+    try:
+        outputs = getattr(trainer, stage)(model, datamodule=data, **({} if stage == "predict" else {"verbose": False}))
+    except MisconfigurationException as error:
+        raise BadSetting(f"--trainer: {first_line(error)}") from error
+    result = {"source": data.source if ours else type(data).__name__, "checkpoint": str(file)}
+    if stage == "predict":
+        if not outputs:
+            raise UserError("nothing was predicted: see --trainer.limit_predict_batches")
+        labels = data.labels("test").cpu() if ours else None
+        return result | {"predictions": _gathered(trainer, outputs), "labels": labels}
+    split, state = ("val" if stage == "validate" else stage), checkpoint.get(STATE, {})
+    return _measured(trainer, split) | result | {
+        "split": split,
+        "precision": str(trainer.precision),
+        "epoch": state.get("epoch", checkpoint.get("epoch")),
+        "step": state.get("step", checkpoint.get("global_step")),
+        "seed": state.get("seed", checkpoint.get("datamodule_hyper_parameters", {}).get("seed")),
+        "versions": {"mnist_lightning": __version__, "torch": version("torch"), "lightning": version("lightning")},
+    }  # fmt: skip
+
+
+def _measured(trainer: Trainer, split: str) -> dict[str, Any]:
+    """Loss and accuracy, and whatever else was logged; how many images that are, where the loader knows."""
+    found = {name.removeprefix(f"{split}_"): float(value) for name, value in trainer.callback_metrics.items()}
+    if not found:  # --trainer.barebones keeps nothing
+        raise UserError(f"nothing was evaluated: see --trainer.limit_{split}_batches")
+    measured = {"accuracy": found.pop("acc", None), "loss": found.pop("loss", None)}
+    loader = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
+    batches, *_ = trainer.num_val_batches if split == "val" else trainer.num_test_batches
+    if isinstance(loader, TensorLoader) and measured["accuracy"] is not None:
+        images = min(batches * loader.global_batch_size, loader.size)
+        correct = round(measured["accuracy"] * images)
+        measured |= {"accuracy": correct / images, "images": images, "correct": correct}
+    return {name: value for name, value in measured.items() if value is not None} | found
+
+
+def _gathered(trainer: Trainer, outputs: Any) -> tuple[Tensor, Tensor]:
+    """Positions in the data set [n] and probabilities [n, classes] of all ranks, in the order of the data set."""
+    if not all(isinstance(output, Tensor) and output.ndim == 2 for output in outputs):
+        raise UserError("predict_step must return one row an image, of one number a class")
+    rows = torch.cat([output.float().cpu() for output in outputs])
+    loader, ranks = trainer.predict_dataloaders, range(trainer.world_size)
+    if isinstance(loader, TensorLoader):
+        positions = loader.positions(len(outputs), trainer.global_rank).cpu()
+    else:  # Lightning deals images out one by one
+        positions = torch.arange(len(rows)) * len(ranks) + trainer.global_rank
+    everyone: list[Any] = [(positions, rows) for _ in ranks]
+    if len(ranks) > 1:
+        torch.distributed.all_gather_object(everyone, (positions, rows))
+    positions, rows = (torch.cat(tensors) for tensors in zip(*everyone, strict=True))
+    if rows.min() < 0 or not torch.allclose(rows.sum(1), torch.ones(len(rows)), atol=1e-3):
+        rows = rows.softmax(1)  # logits of a model of the user's
+    order = positions.argsort()
+    return positions[order], rows[order]
+
+
+def tell(result: dict[str, Any], place: Path) -> None:
+    """The table at the end, and the same in a file of the run folder."""
+    if "predictions" in result:
+        return _write_predictions(result, place / "predictions.csv")
+    kept = {key: value for key, value in result.items() if key != "split"}
+    write_whole(json.dumps(kept, indent=2) + "\n", place / f"{result['split']}.json")
+    title = "Test result" if result["split"] == "test" else "Validation result"
+    table = Table(title=title, show_header=False, min_width=50)
+    table.add_column()
+    table.add_column(overflow="fold")  # a path is there to be copied
+    for name, value in result.items():
+        if name == "source":
+            break
+        if name == "accuracy":
+            of = f"  ({result['correct']:,} of {result['images']:,} images)" if "correct" in result else ""
+            table.add_row("accuracy", f"[bold]{value:.2%}[/]{of}")
+        elif name not in ("images", "correct"):
+            table.add_row(escape(name), f"{value:.4f}")
+    source = result["source"]
+    table.add_row("images of", "[bold red]SYNTHETIC digits, not MNIST[/]" if source == "synthetic" else escape(source))
+    moment = f"epoch {result['epoch']}" if result["epoch"] else f"step {result['step']}"
+    table.add_row("checkpoint", escape(f"{result['checkpoint']}  ({moment})"))
+    table.add_row("run folder", escape(str(place)))
+    console.print(table)
+
+
+def _write_predictions(result: dict[str, Any], path: Path) -> None:
+    """One row an image of the test set: its label, where that is known, the predicted digit, its probability."""
+    (positions, rows), labels = result["predictions"], result["labels"]
+    best = rows.max(1)
+    columns = {"image": positions, "label": None if labels is None else labels[positions], "prediction": best.indices}
+    columns = {name: column.tolist() for name, column in columns.items() if column is not None}
+    columns["probability"] = [f"{value:.6f}" for value in best.values.tolist()]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    write_whole(text.getvalue(), path)
+    say(f"{len(positions):,} predictions for {result['source']} test images: {path}")

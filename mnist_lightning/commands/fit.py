@@ -1,0 +1,213 @@
+"""`fit`: trains, or continues, one run, and tests the checkpoint that is chosen in the end."""
+
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.markup import escape
+from rich.panel import Panel
+
+from mnist_lightning.commands.evaluate import run_stage, tell
+from mnist_lightning.commands.start import Start, check_resumable, find_start
+from mnist_lightning.console import console, say
+from mnist_lightning.data.module import MNISTDataModule
+from mnist_lightning.errors import BadSetting, UserError, first_line, of_another_process
+from mnist_lightning.files import give_name, sync, write_whole
+from mnist_lightning.processes import Interrupted, Signals, is_first_process, requeue_slurm_job
+from mnist_lightning.run import Run
+from mnist_lightning.settings import as_yaml, made, parsed, yaml_value
+from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
+from mnist_lightning.training.keeper import RunKeeper
+from mnist_lightning.training.loggers import run_loggers, tell_result
+from mnist_lightning.training.trainer import SignalsAgain, make_trainer
+from mnist_lightning.words import Pairs, merged, pairs_of, pairs_of_words, with_files
+
+# How Lightning refuses a setting, or a callback finds that what it looks for is not there
+REFUSED = (MisconfigurationException, RuntimeError, ValueError, LookupError)
+# What a checkpoint whose content does not fit comes to
+DOES_NOT_FIT = (*REFUSED, ArithmeticError, AttributeError, TypeError)
+
+
+@dataclass
+class Result:
+    """What a training came to: the last metrics, the test's among them; its run folder and checkpoints."""
+
+    metrics: dict[str, float]
+    run: Path | None = None  # none of a trial with fast_dev_run
+    best: Path | None = None
+    last: Path | None = None
+
+
+def fit(settings: Mapping[str, Any] | None = None, **more: Any) -> Result:
+    """Trains with settings nested as in a YAML file; those of `more` win.
+
+    fit({"config": "simple_mlp"}, trainer={"max_epochs": 1}).metrics["test_acc"]
+
+    Raises UserError, in one line, for what the user can put right.
+    """
+    signals = Signals()
+    signals.install()
+    try:
+        return train(pairs_of(settings or {}) + pairs_of(more), signals)
+    finally:
+        signals.restore()
+
+
+def command(words: list[str], signals: Signals) -> None:
+    """Trains with the settings of the command line."""
+    train(pairs_of_words(words), signals)
+
+
+def train(pairs: Pairs, signals: Signals) -> Result:
+    """Trains, or continues, one run; tests the checkpoint that is chosen in the end."""
+    start = find_start(pairs)
+    settings = merged(start.settings + with_files(pairs))
+    config = parsed("fit", settings)
+    seed_everything(config.seed, verbose=False)
+    data, model = config.data.make(), config.model.make()  # what is wrong with them is said before a download
+    loggers, trial = made(config.trainer.logger), bool(config.trainer.fast_dev_run)
+    keeper = RunKeeper(start.run or Run(start.root / start.name), signals, **vars(config.checkpoint), seed=config.seed)
+    asked = vars(config.trainer) | {"logger": False, "callbacks": made(config.trainer.callbacks)}
+    trainer = make_trainer(asked, [SignalsAgain(signals) if trial else keeper], fit=True)
+    if start.file:
+        check_resumable(start, model, data, trainer)
+    if isinstance(data, MNISTDataModule):
+        data.prepare_data()
+        data.setup("fit")
+        if "model.classes" not in settings and config.model.settings.get("classes", data.classes) != data.classes:
+            config.model.settings["classes"] = data.classes
+            seed_everything(config.seed, verbose=False)
+            model = config.model.make()
+    if config.weights and not start.file:
+        _start_from_weights(model, Path(config.weights))
+    if trial:  # a few batches of everything, which leave nothing
+        _fit(trainer, model, data, start)
+        metrics = _metrics(trainer)
+        if _has_test(model, data):
+            trainer.test(model, datamodule=data, verbose=False)
+        return Result(metrics | _metrics(trainer))
+
+    new = None  # a folder that goes again if nothing comes of the run
+    try:
+        if is_first_process():
+            if start.run is None:
+                keeper.run = new = Run.new(start.root, start.name, start.exact)
+            keeper.run.hold()
+            _write_settings(config, data, keeper.run)
+            keeper.run.note_job(start.job)
+            _announce(data, model, keeper.run, start.file)
+        with run_loggers(trainer, loggers, keeper.run.folder, start.file, start.checkpoint) as all_loggers:
+            _fit(trainer, model, data, start, keeper)
+            run, metrics = keeper.run, _metrics(trainer)
+            if _has_test(model, data):
+                trainer.loggers = []  # they are told what came of it
+                result = run_stage(trainer, model, data, run.best if run.best.exists() else run.last, "test")
+                metrics |= _metrics(trainer)
+                if trainer.is_global_zero:
+                    tell(result, run.folder)
+                    chosen = {group: config[group].settings for group in ("model", "data")}
+                    tell_result(all_loggers, chosen, _metrics(trainer), result["step"])
+    finally:
+        keeper.run.release()
+        if new and not new.last.exists():
+            shutil.rmtree(new.folder, ignore_errors=True)
+    return Result(metrics, run.folder, run.best if run.best.exists() else None, run.last)
+
+
+def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeeper | None = None) -> None:
+    """`Trainer.fit`, and what a person is told when it ends otherwise."""
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=start.file)
+    except Interrupted as interrupted:
+        if keeper and keeper.run.last.exists():
+            interrupted.told = f"stopped; {keeper.run.last} has everything: continue with --ckpt_path last"
+        if interrupted.signum == signal.SIGUSR1 and trainer.is_global_zero:
+            say(requeue_slurm_job())
+        raise
+    except DOES_NOT_FIT as error:
+        if start.file and trainer.global_step <= start.step and not of_another_process(error):
+            raise UserError(f"{start.file} cannot be continued: {type(error).__name__}: {first_line(error)}") from error
+        if not isinstance(error, REFUSED) or not _is_lightnings(error):
+            raise
+        kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""  # its text is but a name
+        raise UserError(f"--trainer: {kind}{first_line(error)}") from error
+    if keeper and not keeper.run.last.exists():
+        raise UserError(
+            "there was no step to train: see --trainer.max_epochs, --trainer.max_steps, --trainer.max_time and "
+            "--trainer.limit_train_batches"
+        )
+    if keeper and start.file and trainer.global_step == start.step and trainer.is_global_zero:
+        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+        late = any((timer.time_remaining() or 1) <= 0 for timer in timers)
+        limit = "max_time" if late else "max_steps" if trainer.max_steps != -1 else "max_epochs"
+        say(f"{start.file} has all its steps: to train on, raise --trainer.{limit}")
+        if start.goes_on and start.file != keeper.run.last:  # a kill came when only best.ckpt was the new one
+            give_name(start.file, keeper.run.last)
+            sync(keeper.run.folder)
+
+
+def _start_from_weights(model: Any, file: Path) -> None:
+    fresh = load_fitting_weights(model, read_weights(file), file)
+    if is_first_process():
+        say(f"Starts from the weights of {file}" + (f"; fresh are {', '.join(fresh)}" if fresh else ""))
+
+
+def _is_lightnings(error: BaseException) -> bool:
+    """Whether Lightning itself refused something, such as a callback that watches a metric that is not there."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
+
+
+def _has_test(model: Any, data: Any) -> bool:
+    """Whether there is something to test: a module of the user's need not have it."""
+    return is_overridden("test_step", model, LightningModule) and is_overridden(
+        "test_dataloader", data, LightningDataModule
+    )
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _write_settings(config: Any, data: Any, run: Run) -> None:
+    """config.yaml: all settings of the run, the source of its digits as it turned out to be."""
+    note = ""
+    if isinstance(data, MNISTDataModule):
+        config.data.settings["source"] = data.source
+        note = f"# {data.source} digits" + (" (no MNIST could be had)\n" if data.download_problem else "\n")
+    text = as_yaml(config)
+    write_whole(note + text, run.config)
+    try:
+        again = as_yaml(parsed("fit", merged(pairs_of(yaml_value(text)))))
+        problem = None if again == text else "a value means something else in YAML"
+    except BadSetting as error:
+        problem = str(error)
+    if problem:
+        say(f"{run.config} cannot hold all settings ({problem}): give them again to go on with --ckpt_path last")
+
+
+def _announce(data: Any, model: Any, run: Run, file: Path | None) -> None:
+    does = f"continues from {file}" if file else "starts"
+    if not isinstance(data, MNISTDataModule):
+        say(f"Run {run} {does}: {type(model).__name__} on {type(data).__name__}")
+        return
+    if data.source == "synthetic" and data.hparams["source"] == "auto":
+        reason = data.download_problem or f"there is no MNIST in {data.root}"
+        console.print(
+            Panel(
+                f"[bold]Training on SYNTHETIC digits, not on MNIST.[/]\n{escape(reason)}.\n"
+                "For MNIST, give its folder with --data.root DIR or the variable MNIST_ROOT.",
+                style="red",
+            )
+        )
+    source = "SYNTHETIC digits" if data.source == "synthetic" else data.source
+    say(f"Run {run} {does}: {type(model).__name__}, {len(data.labels('train')):,} training images of {source}")

@@ -1,0 +1,116 @@
+"""Where a training starts: which run, which checkpoint, with which settings."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from mnist_lightning.console import say
+from mnist_lightning.data.module import MNISTDataModule
+from mnist_lightning.errors import BadSetting, UserError
+from mnist_lightning.run import Run, base_name, differences, run_and_file
+from mnist_lightning.settings import taken_by
+from mnist_lightning.training.checkpoints import STATE, check_model, model_name, read_checkpoint
+from mnist_lightning.training.checkpoints import check_resumable as check_format
+from mnist_lightning.words import Pairs, file_pairs, merged, with_files
+
+
+@dataclass
+class Start:
+    """Where a training starts: from nothing or from a checkpoint, in a run that is there or in a new one."""
+
+    root: Path
+    name: str  # of a new run
+    exact: bool  # that name and no other
+    job: Any  # what was asked
+    settings: Pairs  # those that words and files come on top of
+    run: Run | None = None
+    file: Path | None = None
+    checkpoint: dict[str, Any] | None = None
+    goes_on: bool = True  # where that run ended; else from a checkpoint that was named
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint[STATE]["step"] if self.checkpoint else -1
+
+
+def find_start(pairs: Pairs) -> Start:
+    """Finds the run and the checkpoint that are meant, and the settings that they bring."""
+    asked, recipe = merged(with_files(pairs)), next((str(file) for name, file in pairs if name == "config"), None)
+    name, root = asked.get("run"), Path(asked.get("trainer.default_root_dir", "checkpoints"))
+    if name is not None and (not isinstance(name, str) or Path(name).name != name or name in ("", "..")):
+        raise BadSetting(f"--run {name!r} is no folder's name; where runs lie says --trainer.default_root_dir")
+    base = base_name(recipe, asked["model"].__name__ if "model" in asked else None)
+    start = Start(root, name or base or "cnn", bool(name), json.loads(json.dumps(pairs, default=str)), [])
+    if "help" not in asked and "ckpt_path" in asked:
+        if "weights" in asked:
+            raise BadSetting("--weights starts a new training, --ckpt_path goes on with one: give one of them")
+        start.run, start.file = run_and_file(root, name, base, asked["ckpt_path"])
+        start.goes_on = asked["ckpt_path"] == "last"
+    elif "help" not in asked:
+        start.run = Run.cut_off(root, start.job)
+        if start.run and any(start.run.folder.glob("*.ckpt")):  # else it had not got to its first step
+            start.file = start.run.checkpoint("last")
+    if start.file:
+        start.checkpoint = read_checkpoint(start.file)
+        check_format(start.checkpoint, start.file)
+        start.settings = _settings_of(start.checkpoint, start.file, root, asked)
+    elif recipe is None and "model" not in asked:
+        start.settings = [*file_pairs(Path("cnn")), ("data.source", "auto")]
+        if not _computes_in_bf16(asked.get("trainer.accelerator")):
+            start.settings += [("trainer.precision", None)]
+    return start
+
+
+def _settings_of(checkpoint: dict[str, Any], file: Path, root: Path, asked: dict[str, Any]) -> Pairs:
+    """The settings of the run that a checkpoint belongs to."""
+    own = Run(file.parent).config
+    if own.exists() and file.resolve().parent.parent == root.resolve():
+        return file_pairs(own)
+    # A file from elsewhere: its model and data, as plain values; nothing that could name code.
+    state, data = checkpoint[STATE], asked.get("data", MNISTDataModule)
+    model = asked.get("model") or check_model(checkpoint, file)
+    values = {"trainer.precision": state["precision"], "trainer.accumulate_grad_batches": state["accumulate"]}
+    for group, kind, entry in (("model", model, "hyper_parameters"), ("data", data, "datamodule_hyper_parameters")):
+        known, taken = checkpoint.get(entry, {}), taken_by(group, kind)
+        values[group] = kind
+        values |= {f"{group}.{name}": value for name, value in known.items() if f"{group}.{name}" in taken}
+    return list(values.items())
+
+
+def _computes_in_bf16(accelerator: str | None) -> bool:
+    """Whether the processor that Lightning will take has bf16 arithmetic; without it, autocast makes a CPU slower."""
+    if torch.cuda.is_available() and accelerator != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12 or so
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def check_resumable(start: Start, model: Any, data: Any, trainer: Trainer) -> None:
+    """Refuses to go on otherwise than the training did that wrote the checkpoint."""
+    assert start.checkpoint is not None
+    file, state, name = start.file, start.checkpoint[STATE], model_name(model)
+    if state["model"] != name:
+        raise UserError(
+            f"{file} holds a {state['model']}, this is a {name}: give the recipe that it was trained with, or start a "
+            "new run without --ckpt_path"
+        )
+    accumulate = trainer.accumulate_grad_batches
+    if found := differences(start.checkpoint, model, data, trainer.world_size, str(trainer.precision), accumulate):
+        raise UserError(
+            f"{file} was trained otherwise ({'; '.join(found)}): give the same, or start a new run without --ckpt_path"
+        )
+    if state["world_size"] != trainer.world_size and trainer.is_global_zero:
+        say(
+            f"The checkpoint is of {state['world_size']} processes, this is {trainer.world_size} with as many images "
+            "in a step: the order goes on unchanged; dropout draws anew."
+        )
+    if trainer.max_epochs not in (None, -1) and state["epoch"] > trainer.max_epochs:
+        raise UserError(
+            f"{file} has {state['epoch']} epochs already, more than --trainer.max_epochs {trainer.max_epochs}: raise it"
+        )
+    if isinstance(data, MNISTDataModule):
+        data.expected_fingerprint = start.checkpoint.get("MNISTDataModule", {}).get("fingerprint")
