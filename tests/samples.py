@@ -11,7 +11,7 @@ from mnist_lightning.training.checkpoint_content import FORMAT, STATE
 STATE_2 = {
     "format": FORMAT, "epoch": 0, "batch": 1, "step": 1, "batches": 24, "best": None, "model": "CNN",
     "precision": "32-true", "global_batch_size": 10, "world_size": 1, "accumulate": 1, "metrics": {},
-    "metrics_csv": None, "loggers": {},
+    "metrics_csv": None, "loggers": {}, "loaders": [], "scheduled_steps": None,
 }  # fmt: skip
 
 
@@ -29,9 +29,9 @@ def content_of_3207afc(step: int = 1) -> dict[str, Any]:
     """What that commit wrote: no format, other entries, settings of the model that are gone; a CNN that works."""
     checkpoint = trained(step)
     state = checkpoint[STATE]
-    for name in ("format", "accumulate", "metrics", "loggers"):
+    for name in ("format", "accumulate", "metrics", "loggers", "loaders"):
         del state[name]
-    state |= {"scheduled_steps": None, "train_metrics": {"train_acc/tp": torch.zeros(1)}}
+    state |= {"train_metrics": {"train_acc/tp": torch.zeros(1)}, "metrics_csv": {"bytes": 1, "crc32": 2}}
     checkpoint["hyper_parameters"] |= {"gradient_clip_val": 1.0, "seed": 5}
     del checkpoint["hyper_parameters"]["classes"]
     return checkpoint

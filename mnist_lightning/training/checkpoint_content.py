@@ -37,7 +37,10 @@ STATE_ENTRIES: Entries = {
     "epoch": int, "batch": int, "step": int, "batches": int, "best": (list, tuple, Maybe), "model": str,
     "precision": str, "global_batch_size": (int, Maybe), "world_size": int, "metrics_csv": (dict, Maybe),
 }  # fmt: skip
-FORMAT_2: Entries = {"accumulate": int, "metrics": dict, "loggers": dict}
+FORMAT_2: Entries = {
+    "accumulate": int, "metrics": dict, "loggers": dict, "loaders": list, "scheduled_steps": (int, Maybe),
+}  # fmt: skip
+TABLE_ENTRIES: Entries = {"columns": int, "rows": int, "crc32": int, "last": list}
 DATA_ENTRIES: Entries = {"source": str, "mean": float, "std": float, "fingerprint": str}
 
 
@@ -128,24 +131,24 @@ def check_weights(checkpoint: dict[str, Any]) -> None:
 
 def check_entries(checkpoint: dict[str, Any]) -> None:
     """Refuses a checkpoint that does not have what a run, or its evaluation, looks for."""
-    state = checkpoint.get(STATE)
+    state, data = checkpoint.get(STATE), checkpoint.get("MNISTDataModule")
     if not isinstance(state, dict):
         raise ValueError("it has no entry of this project")
     if state.get("format") not in (None, FORMAT):
         raise ValueError("another version of the project wrote it")
-    data = checkpoint.get("MNISTDataModule", {})
-    wanted = {name: kind for name, kind in ENTRIES.items() if name in checkpoint or name not in OF_OURS}
-    for entries, kinds, place in (
-        (checkpoint, wanted, ""),
-        (state, STATE_ENTRIES | (FORMAT_2 if "format" in state else {}), f"{STATE}/"),
-        (data, DATA_ENTRIES if data != {} else {}, "MNISTDataModule/"),
-    ):
-        for name, kind in kinds.items():
-            value = entries.get(name)
-            if not isinstance(value, kind) or (isinstance(value, int) and not 0 <= value < 2**63):
-                raise ValueError(f"its {place}{name} is missing or wrong")
+    _check(checkpoint, {name: kind for name, kind in ENTRIES.items() if name in checkpoint or name not in OF_OURS})
+    _check(state, STATE_ENTRIES | (FORMAT_2 if "format" in state else {}), f"{STATE}/")
+    if data is not None:
+        _check(data, DATA_ENTRIES, "MNISTDataModule/")
     best, table = state["best"], state["metrics_csv"]
     if best is not None and [type(number) for number in best] != [float, float]:
         raise ValueError("its best is wrong")
-    if table is not None and not all(isinstance(table.get(key), int) for key in ("bytes", "crc32")):
-        raise ValueError("its metrics_csv is wrong")
+    if table is not None:
+        _check(table, TABLE_ENTRIES if "format" in state else {}, f"{STATE}/metrics_csv/")
+
+
+def _check(entries: dict[str, Any], kinds: Entries, place: str = "") -> None:
+    for name, kind in kinds.items():
+        value = entries.get(name)
+        if not isinstance(value, kind) or (isinstance(value, int) and not 0 <= value < 2**63):
+            raise ValueError(f"its {place}{name} is missing or wrong")

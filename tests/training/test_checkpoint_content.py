@@ -15,6 +15,7 @@ from mnist_lightning.training.checkpoint_content import STATE, check_archive, ch
 
 Pair = namedtuple("Pair", "a b")
 Colour = Enum("Colour", {"RED": "red"})
+TABLE = {"columns": 2, "rows": 1, "crc32": 2, "last": ["0", "1"]}
 Number = IntEnum("Number", {"ONE": 1})
 
 
@@ -114,7 +115,9 @@ def test_what_a_run_needs_is_there(make):
             check_entries(checkpoint)
 
 
-@pytest.mark.parametrize("name", [name for name in content()[STATE] if name not in ("format", "metrics_csv", "best")])
+@pytest.mark.parametrize(
+    "name", [name for name in content()[STATE] if name not in ("format", "metrics_csv", "best", "loaders")]
+)
 def test_an_entry_of_ours_that_is_wrong_is_refused(name):
     for wrong in ([], -1, 2**63):
         with pytest.raises(ValueError, match=f"its {STATE}/{name} is missing or wrong"):
@@ -125,12 +128,12 @@ def test_an_entry_of_ours_that_is_wrong_is_refused(name):
     ("state", "reason"),
     [
         ({"best": [1, 2]}, "its best is wrong"),
-        ({"metrics_csv": {"bytes": 1}}, "its metrics_csv is wrong"),
+        ({"metrics_csv": {**TABLE, "rows": "1"}}, f"its {STATE}/metrics_csv/rows is missing or wrong"),
         ({"format": 3}, "another version"),
         ({"format": "2"}, "another version"),
     ],
 )
 def test_entries_of_ours_that_are_wrong_inside_are_refused(state, reason):
-    check_entries(content(best=(0.5, -1.0), metrics_csv={"bytes": 1, "crc32": 2}))
+    check_entries(content(best=(0.5, -1.0), metrics_csv=TABLE))
     with pytest.raises(ValueError, match=reason):
         check_entries(content(**state))
