@@ -18,13 +18,14 @@ import time
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import torch
 
 from mnist_lightning.errors import UserError
+from mnist_lightning.files import whole_file
 
 
 class Digits(NamedTuple):
@@ -286,15 +287,7 @@ def _row_with_oddities(values: list[bytes], where: str) -> bytes:
 def write_text(digits: Digits, path: Path) -> None:
     """Writes what read_text reads; the file appears whole or not at all."""
     text = [str(value) for value in range(256)]
-    part = path.parent / f"{path.name}.{os.getpid()}.part"
-    try:
-        with open(part, "w", encoding="ascii", newline="\n") as file:
-            file.write(f"# {len(digits.labels)} digits: 28 rows of 28 pixels (0 to 255), then the label\n")
-            for image, label in zip(digits.images, digits.labels.tolist(), strict=True):
-                file.write("\t".join([text[value] for value in image.flatten().tolist()]) + f"\t{label}\n")
-        os.replace(part, path)
-    except OSError as exc:
-        raise UserError(f"{path} cannot be written ({exc.strerror}): check the path and disk") from exc
-    finally:
-        with suppress(OSError):  # gone if all went well
-            part.unlink()
+    with whole_file(path) as file:
+        file.write(b"# %d digits: 28 rows of 28 pixels (0 to 255), then the label\n" % len(digits.labels))
+        for image, label in zip(digits.images, digits.labels.tolist(), strict=True):
+            file.write(("\t".join([text[value] for value in image.flatten().tolist()]) + f"\t{label}\n").encode())

@@ -647,16 +647,16 @@ def test_text_write_and_read(tmp_path):
 def test_text_write_fails(tmp_path, monkeypatch):
     path = tmp_path / "digits.tsv"
     write_text(some(2), path)
-    assert "cannot be written (No such file or directory)" in message(write_text, some(1), tmp_path / "no" / "a")
-    assert "cannot be written (Not a directory)" in message(write_text, some(1), path / "a")
-    assert "cannot be written (Is a directory)" in message(write_text, some(1), tmp_path)
+    assert "cannot be written: No such file or directory" in message(write_text, some(1), tmp_path / "no" / "a")
+    assert "cannot be written: Not a directory" in message(write_text, some(1), path / "a")
+    assert "cannot be written: Is a directory" in message(write_text, some(1), tmp_path)
 
     def full(*_args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     assert message(write_text, some(1), path) == (
-        f"{path} cannot be written (No space left on device): check the path and disk"
+        f"{path} cannot be written: No space left on device: make room or mend the folder"
     )
     assert same(read_text(path), some(2))  # the old content
     assert [each.name for each in tmp_path.iterdir()] == ["digits.tsv"]
