@@ -131,4 +131,8 @@ def requeue_slurm_job() -> str:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     except OSError as error:
         return f"Slurm job {job} could not be requeued: {error}"
-    return f"Slurm job {job} requeued" if done.returncode == 0 else f"Slurm did not requeue job {job}: {done.stderr.strip()}"
+    return (
+        f"Slurm job {job} requeued"
+        if done.returncode == 0
+        else f"Slurm did not requeue job {job}: {done.stderr.strip()}"
+    )

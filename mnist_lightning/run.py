@@ -48,15 +48,13 @@ class Run:
                 run = cls(root / (base if number == 1 else f"{base}-{number}"))
                 try:
                     run.folder.mkdir()
-                    return run
                 except FileExistsError:
-                    if exact and run._never_began():
-                        return run
-                    if exact:
-                        raise UserError(
-                            f"the run {run} is there already: continue it with --ckpt_path last, or choose another "
-                            "--run"
-                        ) from None
+                    if not exact:
+                        continue
+                    if not run._never_began():
+                        way = "continue it with --ckpt_path last, or choose another --run"
+                        raise UserError(f"the run {run} is there already: {way}") from None
+                return run
         except OSError as error:
             raise UserError(
                 f"no run folder can be made in {root}: {error.strerror}; see --trainer.default_root_dir"
@@ -227,30 +225,31 @@ def differences(
     from mnist_lightning.training.checkpoints import STATE, plain
 
     state, found = checkpoint[STATE], []
-    for group, old, new in (
-        ("model", checkpoint.get("hyper_parameters", {}), dict(model.hparams)),
-        ("data", checkpoint.get("datamodule_hyper_parameters", {}), dict(data.hparams)),
-    ):
-        names = sorted(new) if group == "model" else ("normalize", "seed", "train_size", "val_size")
-        for name in names:
-            if _lists(plain(old.get(name))) != _lists(plain(new.get(name))):
-                found.append(f"--{group}.{name} was {old.get(name)}, is {new.get(name)}")
-    old_size, size = state["global_batch_size"], data.hparams.get("batch_size", 0) * ranks
-    if old_size is None or not size or old_size == size:
-        pass
-    elif state["world_size"] == ranks:
-        found.append(f"--data.batch_size was {old_size // ranks}, is {size // ranks}")
-    else:
+
+    def compare(flag: str, old: Any, new: Any) -> None:
+        if _lists(plain(old)) != _lists(plain(new)):
+            found.append(f"--{flag} was {old}, is {new}")
+
+    old = checkpoint.get("hyper_parameters", {})
+    for name, new in sorted(model.hparams.items()):
+        compare(f"model.{name}", old.get(name), new)
+    old = checkpoint.get("datamodule_hyper_parameters", {})
+    for name in ("normalize", "seed", "train_size", "val_size"):
+        compare(f"data.{name}", old.get(name), data.hparams.get(name))
+    size, old_size, old_ranks = (
+        data.hparams.get("batch_size", 0) * ranks,
+        state["global_batch_size"],
+        state["world_size"],
+    )
+    if size and old_size and old_ranks == ranks:
+        compare("data.batch_size", old_size // ranks, size // ranks)
+    elif size and old_size and size != old_size:
         found.append(
-            f"{state['world_size']} processes had {old_size} images in a step together, {ranks} now have {size}: "
-            "mend it with --data.batch_size"
+            f"{old_ranks} processes had {old_size} images in a step together, {ranks} now have {size}: mend it with "
+            "--data.batch_size"
         )
-    for name, was, now in (
-        ("precision", state["precision"], precision),
-        ("accumulate_grad_batches", state["accumulate"], accumulate or state["accumulate"]),
-    ):
-        if was != now:
-            found.append(f"--trainer.{name} was {was}, is {now}")
+    compare("trainer.precision", state["precision"], precision)
+    compare("trainer.accumulate_grad_batches", state["accumulate"], accumulate or state["accumulate"])
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 LARGEST = 2 << 30  # bytes; no digit classifier comes near
 VALUES = 1_000_000  # at most so many values in a checkpoint: a shared list of shared lists would never end
 STATE = "mnist_lightning"  # our own entry in a checkpoint: position, identity, metrics of the running epoch
-FORMAT = 2  # of that entry; before it had one, checkpoints could be told apart by its absence
+FORMAT = 2  # of that entry; those of commit 3207afc and before have none
 
 # What a checkpoint of tensors and plain values needs of pickle, and nothing else.
 TYPES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexFloat")
@@ -29,8 +29,8 @@ ALLOWED = {
 Maybe = type(None)
 Entries = dict[str, Any]  # from the name of an entry to what it must be
 ENTRIES: Entries = {
-    "state_dict": dict, "hyper_parameters": dict, "datamodule_hyper_parameters": dict, "optimizer_states": list,
-    "lr_schedulers": list, "callbacks": dict, "MNISTDataModule": dict, "epoch": int, "global_step": int,
+    STATE: dict, "state_dict": dict, "hyper_parameters": dict, "datamodule_hyper_parameters": dict, "epoch": int,
+    "global_step": int, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict, "MNISTDataModule": dict,
 }  # fmt: skip
 OF_OURS = {"hyper_parameters", "datamodule_hyper_parameters", "MNISTDataModule"}  # a user's module may have none
 STATE_ENTRIES: Entries = {
@@ -76,7 +76,17 @@ def plain(value: Any) -> Any:
     return sys.intern(re.sub(r" at 0x[0-9a-f]+", "", str(value)))  # where an object lay is no part of it
 
 
-def check_archive(data: bytes) -> None:
+def load_plain(data: bytes) -> dict[str, Any]:
+    """What a file of torch.save holds, if that is a checkpoint of tensors and plain values; runs none of it."""
+    _check_archive(data)
+    # True is said here because TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD would otherwise decide
+    checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    check_values(checkpoint)
+    check_entries(checkpoint)
+    return checkpoint
+
+
+def _check_archive(data: bytes) -> None:
     """Refuses an archive that unpacks to more than it is, and a pickle that names more than tensors need."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = []
@@ -119,24 +129,15 @@ def check_values(checkpoint: Any) -> None:
             raise ValueError("a number is larger than any that is written")
 
 
-def check_weights(checkpoint: dict[str, Any]) -> None:
-    """Refuses a checkpoint that has no weights, or as one of a run not what that has."""
-    if STATE in checkpoint:
-        check_entries(checkpoint)
-    elif not all(isinstance(checkpoint.get(name, {}), dict) for name in ("state_dict", "hyper_parameters")):
-        raise ValueError("its state_dict or hyper_parameters is wrong")
-    elif not checkpoint.get("state_dict"):
-        raise ValueError("it has no state_dict")
-
-
-def check_entries(checkpoint: dict[str, Any]) -> None:
-    """Refuses a checkpoint that does not have what a run, or its evaluation, looks for."""
-    state, data = checkpoint.get(STATE), checkpoint.get("MNISTDataModule")
-    if not isinstance(state, dict):
-        raise ValueError("it has no entry of this project")
-    if state.get("format") not in (None, FORMAT):
-        raise ValueError("another version of the project wrote it")
+def check_entries(checkpoint: Any) -> None:
+    """Refuses what has no weights of a model, and as a checkpoint of a run has not what that looks for."""
+    if not isinstance(checkpoint, dict) or STATE not in checkpoint:
+        _check(checkpoint, {"state_dict": dict})
+        return _check({"hyper_parameters": {}} | checkpoint, {"hyper_parameters": dict})
     _check(checkpoint, {name: kind for name, kind in ENTRIES.items() if name in checkpoint or name not in OF_OURS})
+    state, data = checkpoint[STATE], checkpoint.get("MNISTDataModule")
+    if "format" in state and state["format"] != FORMAT:
+        raise ValueError("another version of the project wrote it")
     _check(state, STATE_ENTRIES | (FORMAT_2 if "format" in state else {}), f"{STATE}/")
     if data is not None:
         _check(data, DATA_ENTRIES, "MNISTDataModule/")
@@ -147,7 +148,9 @@ def check_entries(checkpoint: dict[str, Any]) -> None:
         _check(table, TABLE_ENTRIES if "format" in state else {}, f"{STATE}/metrics_csv/")
 
 
-def _check(entries: dict[str, Any], kinds: Entries, place: str = "") -> None:
+def _check(entries: Any, kinds: Entries, place: str = "") -> None:
+    if not isinstance(entries, dict):
+        raise ValueError(f"it holds a {type(entries).__name__}")
     for name, kind in kinds.items():
         value = entries.get(name)
         if not isinstance(value, kind) or (isinstance(value, int) and not 0 <= value < 2**63):

@@ -302,9 +302,10 @@ def test_damage_of_what_a_plain_trainer_wrote_is_found(tmp_path):
 def test_without_a_name_it_must_fit_some_class(tmp_path):
     for checkpoint, reason in (
         ({"state_dict": {"a": torch.zeros(1)}}, "describes no MLP of its weights: .*; .*describes no CNN"),
-        ({"state_dict": {}}, "has no state_dict"),
-        ({"state_dict": [1]}, "state_dict or hyper_parameters is wrong"),
-        ({"state_dict": {"a": 1}, "hyper_parameters": "x"}, "state_dict or hyper_parameters is wrong"),
+        ({"state_dict": {}}, "describes no MLP of its weights"),
+        ({"state_dict": [1]}, "its state_dict is missing or wrong"),
+        ({"state_dict": {"a": 1}, "hyper_parameters": "x"}, "its hyper_parameters is missing or wrong"),
+        ({"weights": {}}, "its state_dict is missing or wrong"),
         ([1, 2], "it holds a list"),
     ):
         torch.save(checkpoint, tmp_path / "a.ckpt")
