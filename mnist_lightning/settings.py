@@ -3,8 +3,10 @@
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import timedelta
 from enum import Enum
 from importlib import import_module
+from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -13,6 +15,7 @@ from mnist_lightning.errors import BadSetting, UserError, first_line, nearest
 GROUPS = ("model", "data", "trainer", "checkpoint")
 DEFAULTS = {"trainer.default_root_dir": "checkpoints"}
 FIT_DEFAULTS = DEFAULTS | {"trainer.max_epochs": 5, "trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 50}
+LOST = object()  # in the place of what YAML cannot hold
 # Settings that are classes: where a name without a dot is looked for, what it must be, and what there is.
 CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "model": ("mnist_lightning.models", "LightningModule", ("CNN", "MLP")),
@@ -257,28 +260,34 @@ def _unknown(flag: str, flags: list[str]) -> str:
 # ---------------------------------------------------------------------- config.yaml
 
 
-def as_yaml(config: Any) -> str:
-    """All settings of a run."""
+def as_yaml(config: Any) -> tuple[str, list[str]]:
+    """All settings of a run; and the kinds of objects, given in Python, that are left out because no file holds them."""
     import yaml
 
+    lost: list[str] = []
     of_the_run = {name: value for name, value in vars(config).items() if name in (*GROUPS, "seed")}
-    return yaml.safe_dump(_plain(of_the_run), sort_keys=False)
+    return yaml.safe_dump(_plain(of_the_run, lost), sort_keys=False), lost
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, lost: list[str]) -> Any:
     """As YAML holds it."""
     if isinstance(value, Part):
         ours = value.kind.__name__ in CLASSES[value.flag][2] and value.kind.__module__.startswith("mnist_lightning.")
         path = value.kind.__name__ if ours else f"{value.kind.__module__}.{value.kind.__qualname__}"
-        return {"class_path": path, "init_args": _plain(value.settings)}
-    if type(value).__name__ == "Namespace":
-        value = vars(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        value = {"class_path": path, "init_args": value.settings}
+    if isinstance(value, dict) or type(value).__name__ == "Namespace":
+        items = value if isinstance(value, dict) else vars(value)
+        plain = {key: _plain(item, lost) for key, item in items.items()}
+        return {key: item for key, item in plain.items() if item is not LOST}
     if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
+        return [item for item in (_plain(item, lost) for item in value) if item is not LOST]
     if isinstance(value, Enum):
         return value.value if isinstance(value, str) else value.name
     if isinstance(value, FunctionType | BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__}"
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path | timedelta) or type(value).__name__ == "device":
+        return str(value)
+    lost.append(type(value).__name__)
+    return LOST

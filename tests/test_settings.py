@@ -11,10 +11,17 @@ from lightning.pytorch import LightningModule, callbacks, loggers
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models import CNN, MLP
-from mnist_lightning.settings import as_yaml, made, parsed
+from mnist_lightning.settings import as_yaml as yaml_and_lost
+from mnist_lightning.settings import made, parsed
 from mnist_lightning.words import file_pairs, merged, pairs_of, pairs_of_words, recipe, with_files
 
 RECIPES = sorted(recipe("cnn").parent.glob("*.yaml"))
+
+
+def as_yaml(config: Any) -> str:
+    text, lost = yaml_and_lost(config)
+    assert not lost
+    return text
 
 
 def read(*words: object) -> Any:

@@ -184,15 +184,15 @@ def _write_settings(config: Any, data: Any, run: Run) -> None:
     if isinstance(data, MNISTDataModule):
         config.data.settings["source"] = data.source
         note = f"# {data.source} digits" + (" (no MNIST could be had)\n" if data.download_problem else "\n")
-    text = as_yaml(config)
+    text, lost = as_yaml(config)
     write_whole(note + text, run.config)
     try:
-        again = as_yaml(parsed("fit", merged(pairs_of(yaml_value(text)))))
-        problem = None if again == text else "a value means something else in YAML"
+        if as_yaml(parsed("fit", merged(pairs_of(yaml_value(text)))))[0] != text:
+            lost += ["what means something else in YAML"]
     except BadSetting as error:
-        problem = str(error)
-    if problem:
-        say(f"{run.config} cannot hold all settings ({problem}): give them again to go on with --ckpt_path last")
+        lost += [str(error)]
+    if lost:
+        say(f"{run.config} cannot hold all settings ({', '.join(lost)}): give them again to go on with --ckpt_path last")
 
 
 def _announce(data: Any, model: Any, run: Run, file: Path | None) -> None:
