@@ -19,7 +19,8 @@ _HOMES = {
     "UserError": "mnist_lightning.errors",
 }
 __all__ = [
-    "CNN", "MLP", "DigitClassifier", "MNISTDataModule", "Result", "TensorLoader", "UserError", "fit", "load_model", "quick",
+    "CNN", "MLP", "DigitClassifier", "MNISTDataModule", "Result", "TensorLoader", "UserError", "fit", "load_model",
+    "quick",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from mnist_lightning import __version__
 from mnist_lightning.errors import BadSetting, UserError, nearest, of_another_process
 from mnist_lightning.processes import FIRST_PROCESS, Interrupted, Signals, end_with_the_first, is_first_process
 
-# Imported when it is called: with most of them comes torch.
+# Where each is; imported when it is called: with most of them comes torch.
 COMMANDS = {
-    "fit": "fit:command",
-    "validate": "evaluate:validate",
-    "test": "evaluate:test",
-    "predict": "evaluate:predict",
-    "report": "report:report",
-    "convert": "convert:convert",
+    "fit": "mnist_lightning.commands.fit:command",
+    "validate": "mnist_lightning.commands.evaluate:command",
+    "test": "mnist_lightning.commands.evaluate:command",
+    "predict": "mnist_lightning.commands.evaluate:command",
+    "report": "mnist_lightning.commands.report:command",
+    "convert": "mnist_lightning.commands.convert:command",
 }
 USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-digit classifiers
 
@@ -46,9 +46,9 @@ def main(args: list[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # for classes of the user's; `python -m` has it there already
     try:
         module, _, function = COMMANDS[command].partition(":")
-        run = getattr(import_module(f"mnist_lightning.commands.{module}"), function)
+        run = getattr(import_module(module), function)
         signals.importing = False
-        run(words, signals)
+        run(command, words, signals)
         return 0
     except (UserError, OSError, Interrupted, RuntimeError) as error:
         told = _told(error, command)

@@ -61,20 +61,28 @@ class Part:
         self.flag, self.kind, self._parser = flag, kind, parser
         self.settings: dict[str, Any] = vars(config[flag]) if flag in config else {}
 
-    def make(self, **more: Any) -> Any:
-        """The object; raises BadSetting in one line."""
+    def arguments(self) -> dict[str, Any]:
+        """The settings, with what they describe made."""
         from jsonargparse import Namespace
 
         made = self._parser.instantiate(Namespace({f"{self.flag}.{name}": v for name, v in self.settings.items()}))
+        return {name: _made(value) for name, value in vars(made.get(self.flag, Namespace())).items()}
+
+    def make(self) -> Any:
+        """The object; raises BadSetting in one line."""
         try:
-            return self.kind(**vars(made.get(self.flag, Namespace())) | more)
+            return self.kind(**self.arguments())
         except UserError:
             raise
         except Exception as error:  # whatever a constructor of the user's comes to
             raise BadSetting(f"--{self.flag} {self.kind.__name__}: {first_line(error)}") from error
 
 
-def parts_of(flag: str, value: Any) -> list[Any]:
+def _made(value: Any) -> Any:
+    return [one.make() if isinstance(one, Part) else one for one in value] if isinstance(value, list) else value
+
+
+def _parts(flag: str, value: Any) -> list[Any]:
     """One or several classes, named or as class_path and init_args; what is an object already stays it."""
     parts: list[Any] = []
     for item in several(value):
@@ -85,16 +93,11 @@ def parts_of(flag: str, value: Any) -> list[Any]:
             kind = class_of(flag, item["class_path"])
             parser = _add_class(_parser(), flag, kind)
             settings = {f"{flag}.{name}": setting for name, setting in (item.get("init_args") or {}).items()}
-            item = Part(flag, kind, parser, checked(parser, settings))
+            item = Part(flag, kind, parser, _checked(parser, settings))
         else:
             class_of(flag, type(item))
         parts.append(item)
     return parts
-
-
-def made(parts: Any) -> Any:
-    """The objects of a list of parts."""
-    return [part.make() if isinstance(part, Part) else part for part in parts] if isinstance(parts, list) else parts
 
 
 def several(value: Any) -> list[Any]:
@@ -135,7 +138,7 @@ def _add_class(parser: Any, flag: str, kind: type) -> Any:
     return parser
 
 
-def parser_of(command: str, classes: Mapping[str, type]) -> Any:
+def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
     """The jsonargparse parser of a command, with these classes of model and data."""
     from lightning.pytorch import Trainer
 
@@ -153,10 +156,10 @@ def parser_of(command: str, classes: Mapping[str, type]) -> Any:
         add("--ckpt_path", type=str | None, default=None, help="last, best, or a checkpoint file.")
     add("--debug", type=bool, default=False, help="Show the traceback of an error.")
     if command == "fit":
-        seconds = "Write last.ckpt this often inside an epoch; it is written at each epoch's end anyway."
-        add("--seed", type=int, default=0, help="Seed of weights, order and dropout.")
         weights = "A checkpoint whose weights a new training starts from; layers of another shape start fresh."
         add("--weights", type=str | None, default=None, help=weights)
+        add("--seed", type=int, default=0, help="Seed of weights, order and dropout.")
+        seconds = "Write last.ckpt this often inside an epoch; it is written at each epoch's end anyway."
         add("--checkpoint.every_n_seconds", type=float | None, default=30.0, help=seconds)
         steps = "Write last.ckpt after so many optimizer steps, too."
         add("--checkpoint.every_n_steps", type=int | None, default=None, help=steps)
@@ -172,25 +175,28 @@ def parser_of(command: str, classes: Mapping[str, type]) -> Any:
 
 
 def parsed(command: str, settings: Mapping[str, Any]) -> Any:
-    """All settings of a command, checked: a Namespace with a Part for model and data, and lists of them in trainer."""
+    """All settings of a command, checked: a Namespace, with a Part for each of model, data and trainer."""
+    from lightning.pytorch import Trainer
+
     defaults = {"model": "CNN", "data": "MNISTDataModule"} if command == "fit" else {"data": "MNISTDataModule"}
-    classes = {flag: settings.get(flag) or class_of(flag, defaults[flag]) for flag in {**defaults, **settings} if flag in GROUPS}
-    parser = parser_of(command, classes)
-    given = {name: value for name, value in settings.items() if name not in (*classes, "help")}
-    if "help" in settings:
+    classes = {flag: settings[flag] if flag in settings else class_of(flag, name) for flag, name in defaults.items()}
+    classes |= {flag: settings[flag] for flag in ("model", "data") if flag in settings}
+    parser = _parser_of(command, classes)
+    given = {name: value for name, value in settings.items() if name not in classes}
+    if given.pop("help", False):
         parser.set_defaults({name: value for name, value in given.items() if f"--{name}" in _flags(parser)})
         parser.print_help()
         raise SystemExit(0)
-    several_classes = {name: given.pop(name, None) for name in CLASSES if name not in GROUPS}
-    config = checked(parser, given)
-    for flag, kind in classes.items():
+    several_classes = {name: given.pop(name, None) for name in CLASSES if "." in name and command != "convert"}
+    config = _checked(parser, given)
+    for name, value in several_classes.items():
+        config[name] = False if value in (False, "false") else _parts(name, value)
+    for flag, kind in classes.items() if command == "convert" else (classes | {"trainer": Trainer}).items():
         config[flag] = Part(flag, kind, parser, config)
-    for name, value in several_classes.items() if command != "convert" else ():
-        config[name] = False if value in (False, "false") else parts_of(name, value)
     return config
 
 
-def checked(parser: Any, settings: Mapping[str, Any]) -> Any:
+def _checked(parser: Any, settings: Mapping[str, Any]) -> Any:
     """What the parser makes of one value for each setting; raises BadSetting in one line."""
     from jsonargparse import ArgumentError
 
@@ -261,7 +267,7 @@ def _unknown(flag: str, flags: list[str]) -> str:
 
 
 def as_yaml(config: Any) -> tuple[str, list[str]]:
-    """All settings of a run; and the kinds of objects, given in Python, that are left out because no file holds them."""
+    """All settings of a run; and the kinds of objects, given in Python, that are left out as no file holds them."""
     import yaml
 
     lost: list[str] = []
@@ -272,9 +278,9 @@ def as_yaml(config: Any) -> tuple[str, list[str]]:
 def _plain(value: Any, lost: list[str]) -> Any:
     """As YAML holds it."""
     if isinstance(value, Part):
-        ours = value.kind.__name__ in CLASSES[value.flag][2] and value.kind.__module__.startswith("mnist_lightning.")
+        ours = value.flag in ("model", "data") and value.kind.__module__.startswith("mnist_lightning.")
         path = value.kind.__name__ if ours else f"{value.kind.__module__}.{value.kind.__qualname__}"
-        value = {"class_path": path, "init_args": value.settings}
+        value = value.settings if value.flag == "trainer" else {"class_path": path, "init_args": value.settings}
     if isinstance(value, dict) or type(value).__name__ == "Namespace":
         items = value if isinstance(value, dict) else vars(value)
         plain = {key: _plain(item, lost) for key, item in items.items()}

@@ -12,7 +12,7 @@ from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models import CNN, MLP
 from mnist_lightning.settings import as_yaml as yaml_and_lost
-from mnist_lightning.settings import made, parsed
+from mnist_lightning.settings import parsed
 from mnist_lightning.words import file_pairs, merged, pairs_of, pairs_of_words, recipe, with_files
 
 RECIPES = sorted(recipe("cnn").parent.glob("*.yaml"))
@@ -44,10 +44,10 @@ def test_words_win_over_files_and_later_files_over_earlier(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("run: a\nseed: 1\nmodel: {class_path: MLP, init_args: {lr: 1e-2, hidden: [3]}}\n")
     (tmp_path / "b.yaml").write_text("run: b\nmodel: {init_args: {lr: 2e-2}}\ntrainer: {max_epochs: 2}\n")
     config = read("--trainer.max_epochs", 7, "--config", tmp_path / "a.yaml", f"--config={tmp_path}/b.yaml")
-    assert (config.run, config.seed, config.trainer.max_epochs) == ("b", 1, 7)
+    assert (config.run, config.seed, config.trainer.settings["max_epochs"]) == ("b", 1, 7)
     assert (config.model.kind, config.model.settings["lr"], config.model.settings["hidden"]) == (MLP, 0.02, [3])
     config = read("--config", tmp_path / "b.yaml", "--config", tmp_path / "a.yaml", "--run=c", "--model.lr=3e-2")
-    assert (config.run, config.trainer.max_epochs, config.model.settings["lr"]) == ("c", 2, 0.03)
+    assert (config.run, config.trainer.settings["max_epochs"], config.model.settings["lr"]) == ("c", 2, 0.03)
 
 
 def test_a_recipe_is_found_by_its_name_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -63,7 +63,8 @@ def test_another_class_keeps_what_it_takes(tmp_path: Path):
     config = read("--config", tmp_path / "a.yaml", "--model", "MLP")
     assert (config.model.settings["hidden"], config.model.settings["lr"]) == ([9], 0.5)
     assert "channels" not in config.model.settings
-    assert "there is no flag --model.channels" in wrong("--config", tmp_path / "a.yaml", "--model=MLP", "--model.channels=[1]")
+    words = ["--config", tmp_path / "a.yaml", "--model=MLP", "--model.channels=[1]"]
+    assert "there is no flag --model.channels" in wrong(*words)
 
 
 def test_the_order_of_class_and_settings_does_not_matter():
@@ -88,9 +89,9 @@ def test_settings_of_python_are_those_of_yaml():
         "seed": 3,
     }
     config = parsed("fit", merged(with_files(pairs_of(given))))
-    assert (config.model.settings["hidden"], config.trainer.max_epochs, config.seed) == ([5], 2, 3)
+    assert (config.model.settings["hidden"], config.trainer.settings["max_epochs"], config.seed) == ([5], 2, 3)
     assert config.data.settings["source"] == "mnist"
-    assert [type(one).__name__ for one in made(config.trainer.callbacks)] == ["Timer", "LearningRateMonitor"]
+    assert [type(one).__name__ for one in config.trainer.arguments()["callbacks"]] == ["Timer", "LearningRateMonitor"]
 
 
 # ---------------------------------------------------------------------- classes of anybody
@@ -135,11 +136,12 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_own_classes_have_their_own_settings(mine):
     words = ["--model", "mine.Net", "--model.width", "7", "--data", "mine.Data", "--data.folder", "there"]
-    config = read(*words, "--model.head", "torch.nn.Tanh", "--trainer.callbacks", "mine.Note", "--trainer.callbacks.text", "a")
+    words += ["--trainer.callbacks", "mine.Note", "--trainer.callbacks.text", "a"]
+    config = read(*words, "--model.head", "torch.nn.Tanh")
     model = config.model.make()
     assert (model.width, model.depth, type(model.head).__name__) == (7, 3, "Tanh")
     assert config.data.make().folder == "there"
-    assert made(config.trainer.callbacks)[0].text == "a"
+    assert config.trainer.arguments()["callbacks"][0].text == "a"
     text = as_yaml(config)
     assert yaml.safe_load(text)["model"]["class_path"] == "mine.Net"
     assert as_yaml(parsed("fit", merged(pairs_of(yaml.safe_load(text))))) == text
@@ -175,18 +177,25 @@ def test_a_constructor_that_refuses_is_one_line(mine):
 
 def test_callbacks_in_words():
     words = "--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val_loss --trainer.callbacks+ Timer"
-    early, timer = made(read(*words.split(), "--trainer.callbacks.duration", "00:00:01:00").trainer.callbacks)
+    early, timer = read(*words.split(), "--trainer.callbacks.duration", "00:00:01:00").trainer.arguments()["callbacks"]
     assert (early.monitor, timer.time_remaining()) == ("val_loss", 60)
     several = "[{class_path: EarlyStopping, init_args: {monitor: val_acc}}, LearningRateMonitor]"
-    early, monitor = made(read("--trainer.callbacks", several).trainer.callbacks)
+    early, monitor = read("--trainer.callbacks", several).trainer.arguments()["callbacks"]
     assert (early.monitor, type(monitor)) == ("val_acc", callbacks.LearningRateMonitor)
 
 
+def test_other_classes_of_the_trainer():
+    words = ["--trainer.profiler", "SimpleProfiler", "--trainer.profiler.filename", "times"]
+    made = read(*words, "--trainer.strategy", "{class_path: DDPStrategy}").trainer.arguments()
+    assert (type(made["strategy"]).__name__, made["profiler"].filename) == ("DDPStrategy", "times")
+
+
 def test_loggers_in_words(tmp_path: Path):
-    assert read().trainer.logger == []
-    assert read("--trainer.logger", "false").trainer.logger is False
-    words = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", tmp_path, "--trainer.logger+", "TensorBoardLogger"]
-    one, other = made(read(*words, f"--trainer.logger.save_dir={tmp_path}").trainer.logger)
+    assert read().trainer.settings["logger"] == []
+    assert read("--trainer.logger", "false").trainer.settings["logger"] is False
+    words = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", tmp_path]
+    words += ["--trainer.logger+", "TensorBoardLogger"]
+    one, other = read(*words, f"--trainer.logger.save_dir={tmp_path}").trainer.arguments()["logger"]
     assert (type(one), type(other), str(one.save_dir)) == (loggers.CSVLogger, loggers.TensorBoardLogger, str(tmp_path))
 
 
@@ -210,7 +219,7 @@ def test_what_is_written_is_read_again(name: str):
     text = as_yaml(config)
     again = parsed("fit", merged(pairs_of(yaml.safe_load(text))))
     assert as_yaml(again) == text
-    assert again.trainer[kind][0].settings.keys() == config.trainer[kind][0].settings.keys()
+    assert again.trainer.settings[kind][0].settings.keys() == config.trainer.settings[kind][0].settings.keys()
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
@@ -243,7 +252,10 @@ WORDS = [
         "--data.source emnist",
         "--data.source: 'emnist' is not what it takes: one of 'auto', 'mnist', 'text', 'synthetic'",
     ),
-    ("--data.normalize [1]", "--data.normalize: '[1]' is not what it takes: one of 'auto', 'none' or tuple[float, float]"),
+    (
+        "--data.normalize [1]",
+        "--data.normalize: '[1]' is not what it takes: one of 'auto', 'none' or tuple[float, float]",
+    ),
     ("--model.lr fast", "--model.lr: 'fast' is not what it takes: float"),
     ("--model.loss nll", "--model.loss: 'nll' is not what it takes: one of 'cross_entropy', 'mse'"),
     ("--trainer.max_epochs 1.5", "--trainer.max_epochs: '1.5' is not what it takes: int"),
@@ -251,10 +263,16 @@ WORDS = [
     ("--trainer.check_val_every_n_epoch 0", "--trainer.check_val_every_n_epoch is 0; it must be at least 1"),
     ("--trainer.gradient_clip_val -1", "--trainer.gradient_clip_val is -1; it must be at least 0"),
     ("--checkpoint.every_n_steps 0", "--checkpoint.every_n_steps is 0; it must be at least 1"),
-    ("--trainer.callbacks EarlyStoping", "--trainer.callbacks: there is no 'EarlyStoping'; did you mean EarlyStopping?"),
+    (
+        "--trainer.callbacks EarlyStoping",
+        "--trainer.callbacks: there is no 'EarlyStoping'; did you mean EarlyStopping?",
+    ),
     ("--trainer.callbacks EarlyStopping", "--trainer.callbacks.monitor is missing; see --help"),
     ("--trainer.logger CSVLoger", "--trainer.logger: there is no 'CSVLoger'; did you mean CSVLogger?"),
-    ("--config nowhere/x.yaml", "--config: there is no file 'nowhere/x.yaml'; there are cnn, fast, fidle_cnn, fidle_cnn2, fidle_dnn, mccaffrey_cnn, nextjournal_cnn, nielsen_mlp, simple_cnn, simple_mlp"),
+    (
+        "--config nowhere/x.yaml",
+        f"--config: there is no file 'nowhere/x.yaml'; there are {', '.join(file.stem for file in RECIPES)}",
+    ),
     ("--config simple_mpl", "--config: there is no file 'simple_mpl'; did you mean simple_mlp?"),
 ]
 

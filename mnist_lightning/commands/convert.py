@@ -12,9 +12,9 @@ from mnist_lightning.settings import parsed
 from mnist_lightning.words import merged, pairs_of_words
 
 
-def convert(words: list[str], signals: Signals) -> None:
+def command(name: str, words: list[str], signals: Signals) -> None:
     """Writes one split as tab-delimited text: 784 pixel values and the label on a line."""
-    config = parsed("convert", merged(pairs_of_words(words)))
+    config = parsed(name, merged(pairs_of_words(words)))
     data, output = config.data.make(), Path(config.output)
     if not isinstance(data, MNISTDataModule):
         raise BadSetting(f"--data: convert reads MNISTDataModule's files, no {type(data).__name__}")

@@ -31,22 +31,7 @@ from mnist_lightning.words import Pairs, file_pairs, merged, pairs_of_words, wit
 WHERE = ("run", "ckpt_path", "trainer.default_root_dir")  # what a --config says here: which run is meant
 
 
-def validate(words: list[str], signals: Signals) -> None:
-    """The validation images, by default on the best checkpoint of the newest run."""
-    evaluate("validate", words, signals)
-
-
-def test(words: list[str], signals: Signals) -> None:
-    """The test images, likewise."""
-    evaluate("test", words, signals)
-
-
-def predict(words: list[str], signals: Signals) -> None:
-    """A table of the test images, likewise."""
-    evaluate("predict", words, signals)
-
-
-def evaluate(stage: str, words: list[str], signals: Signals) -> None:
+def command(stage: str, words: list[str], signals: Signals) -> None:
     """Evaluates a checkpoint, by default the best of the newest run."""
     pairs = pairs_of_words(words)
     pairs = [pair for pair in with_files(pairs) if pair[0] in WHERE] + pairs
@@ -63,7 +48,7 @@ def evaluate(stage: str, words: list[str], signals: Signals) -> None:
         if data.hparams.get("val_size") != held_out:
             raise BadSetting(f"--data.val_size: {file} held out {held_out} images; it was trained on the others")
     model = config.model.make() if "model" in config else model_of(checkpoint, file)
-    trainer = make_trainer(vars(config.trainer), [SignalsAgain(signals)])
+    trainer = make_trainer(config.trainer.arguments() | {"logger": False}, [SignalsAgain(signals)])
     result = run_stage(trainer, model, data, file, stage)
     if trainer.is_global_zero:
         tell(result, run.folder if run else file.parent)

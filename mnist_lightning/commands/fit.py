@@ -22,7 +22,7 @@ from mnist_lightning.errors import BadSetting, UserError, first_line, of_another
 from mnist_lightning.files import give_name, sync, write_whole
 from mnist_lightning.processes import Interrupted, Signals, is_first_process, requeue_slurm_job
 from mnist_lightning.run import Run
-from mnist_lightning.settings import as_yaml, made, parsed, yaml_value
+from mnist_lightning.settings import as_yaml, parsed, yaml_value
 from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
 from mnist_lightning.training.keeper import RunKeeper
 from mnist_lightning.training.loggers import run_loggers, tell_result
@@ -60,7 +60,7 @@ def fit(settings: Mapping[str, Any] | None = None, **more: Any) -> Result:
         signals.restore()
 
 
-def command(words: list[str], signals: Signals) -> None:
+def command(name: str, words: list[str], signals: Signals) -> None:
     """Trains with the settings of the command line."""
     train(pairs_of_words(words), signals)
 
@@ -72,10 +72,10 @@ def train(pairs: Pairs, signals: Signals) -> Result:
     config = parsed("fit", settings)
     seed_everything(config.seed, verbose=False)
     data, model = config.data.make(), config.model.make()  # what is wrong with them is said before a download
-    loggers, trial = made(config.trainer.logger), bool(config.trainer.fast_dev_run)
+    asked = config.trainer.arguments()
+    loggers, trial = asked["logger"], bool(asked["fast_dev_run"])
     keeper = RunKeeper(start.run or Run(start.root / start.name), signals, **vars(config.checkpoint), seed=config.seed)
-    asked = vars(config.trainer) | {"logger": False, "callbacks": made(config.trainer.callbacks)}
-    trainer = make_trainer(asked, [SignalsAgain(signals) if trial else keeper], fit=True)
+    trainer = make_trainer(asked | {"logger": False}, [SignalsAgain(signals) if trial else keeper], fit=True)
     if start.file:
         check_resumable(start, model, data, trainer)
     if isinstance(data, MNISTDataModule):
@@ -192,7 +192,7 @@ def _write_settings(config: Any, data: Any, run: Run) -> None:
     except BadSetting as error:
         lost += [str(error)]
     if lost:
-        say(f"{run.config} cannot hold all settings ({', '.join(lost)}): give them again to go on with --ckpt_path last")
+        say(f"{run.config} cannot hold all settings ({', '.join(lost)}): to continue the run, give them again")
 
 
 def _announce(data: Any, model: Any, run: Run, file: Path | None) -> None:

@@ -26,7 +26,7 @@ for split in ("train", "val", "test"):
     SHOWN |= {f"{split}_acc": ".2%", f"{split}_loss": ".4f"}
 
 
-def report(words: list[str], signals: Signals) -> None:
+def command(name: str, words: list[str], signals: Signals) -> None:
     """A table of all runs, or of the epochs of one."""
     asked = dict(pairs_of_words(words))
     if "help" in asked:

@@ -57,6 +57,7 @@ def find_start(pairs: Pairs) -> Start:
     if start.file:
         start.checkpoint = read_checkpoint(start.file)
         check_format(start.checkpoint, start.file)
+        start.name = name or base or start.checkpoint[STATE]["model"].rpartition(".")[2].lower()
         start.settings = _settings_of(start.checkpoint, start.file, root, asked)
     elif recipe is None and "model" not in asked:
         start.settings = [*file_pairs(Path("cnn")), ("data.source", "auto")]

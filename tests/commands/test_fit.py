@@ -16,7 +16,6 @@ import mnist_lightning
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.training.checkpoints import read_checkpoint
 
-
 # ---------------------------------------------------------------------- the run folder
 
 
