@@ -18,7 +18,7 @@ from results import ROOT, machine, write_section
 MNIST = Path(os.environ.get("MNIST_ROOT") or ROOT.parent / "shared" / "mnist")
 YARDSTICK = "import lightning.pytorch"
 FIRST_STEP = """
-import sys, time, mnist_lightning.fit
+import sys, time, mnist_lightning.commands.fit
 from mnist_lightning.cli import main
 from mnist_lightning.models import DigitClassifier
 start, step = time.perf_counter(), DigitClassifier.training_step
