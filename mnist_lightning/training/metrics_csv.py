@@ -1,28 +1,36 @@
 """metrics.csv: one table a run, which a resumed run continues without a row lost or doubled."""
 
-import os
+import csv
+import io
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mnist_lightning.console import say
 from mnist_lightning.errors import UserError
+from mnist_lightning.files import unwritable, write_whole
 
-# Columns that are fixed from the start: rows are only ever appended, so that a killed process loses none.
-COLUMNS = (
-    "epoch", "step", "images", "lr", "train_loss_step",
-    "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc",
-)  # fmt: skip
+FIRST = ["epoch", "step"]  # columns; every other comes with the first row that has its name
 
 
 class MetricsCSV(Logger):
-    """Appends rows to a file. (Lightning's CSVLogger starts over when a run is resumed, and rewrites as it goes.)"""
+    """A row for each step, a column for each name. (Lightning's CSVLogger starts over when a run is resumed.)
+
+    What is logged is in the file at once, by a single write: a new last row, or, if the last is of the same step and
+    lacks these names, that row again with more cells filled, never shorter. A new name has the file written anew,
+    whole. So there is no moment at which a killed process loses a row.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
+        self._columns: list[str] | None = None  # None: the file has not been looked at
+        self._last: list[str] = []  # cells of the last row
+        self._start = 0  # bytes before the last row
 
     @property
     def name(self) -> str:
@@ -34,57 +42,103 @@ class MetricsCSV(Logger):
 
     @property
     def save_dir(self) -> str:
-        """The run's folder: where Lightning's ModelCheckpoint and profilers put their files."""
         return str(self.path.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml has them."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {"step": step, **metrics}
-        line = ",".join(str(row.get(column, "")) for column in COLUMNS)
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        row = {_text(name): _text(value) for name, value in {**metrics, "step": step}.items()}
+        columns = self._look()
+        if any(name not in columns for name in row):
+            columns = self._widen(list(dict.fromkeys([*(columns or FIRST), *row])))
+        cells = [row.get(name, "") for name in columns]
+        merged = [old or cell for old, cell in zip(self._last, cells, strict=False)]
+        at = columns.index("step")
+        same = bool(self._last) and step is not None and self._last[at] == cells[at]
+        if same and all(cell in ("", both) for cell, both in zip(cells, merged, strict=True)):
+            self._last = merged
+        else:
+            self._start += len(_line(self._last))
+            self._last = cells
         try:
-            with self.path.open("a") as file:
-                if file.tell() == 0:
-                    file.write(",".join(COLUMNS) + "\n")
-                file.write(line + "\n")
+            with self.path.open("r+b") as file:
+                file.seek(self._start)
+                file.write(_line(self._last))
         except OSError as error:
-            raise UserError(_unwritable(self.path, error)) from error
+            raise unwritable(self.path, error) from error
 
     @rank_zero_only
-    def position(self) -> dict[str, int]:
-        """How much of the table there is: what a checkpoint remembers of it."""
-        if not self.path.exists():
-            return {"bytes": 0, "crc32": 0}
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise UserError(_unwritable(self.path, error)) from error
-        return {"bytes": len(data), "crc32": zlib.crc32(data)}
+    def position(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the table: enough to make it again from what becomes of it."""
+        data = self._read(self.path)
+        columns = len(self._look())
+        rows = data.count(b"\n") - 1 if columns else 0
+        return {"columns": columns, "rows": rows, "last": list(self._last), "crc32": zlib.crc32(data)}
 
     @rank_zero_only
-    def rewind(self, position: dict[str, int], origin: Path) -> None:
+    def rewind(self, position: dict[str, Any], origin: Path) -> None:
         """Continues the table of `origin` from `position`: rows after it will be written again."""
-        data = origin.read_bytes()[: position["bytes"]] if origin.exists() else b""
-        if zlib.crc32(data) != position["crc32"] or len(data) != position["bytes"]:
-            raise UserError(
-                f"{origin} is not the table that the checkpoint belongs to: put it back, or start a new run without "
-                "--ckpt_path"
-            )
-        temporary = self.path.with_name(".metrics.csv.tmp")
+        columns, count = position["columns"], position["rows"]
+        data = b""
+        if not origin.exists() and columns:
+            say(f"{origin} is not there: the table begins with what is trained now")
+        elif columns:
+            lines = self._read(origin).splitlines(keepends=True)[: count + 1]
+            if lines and len(_cells(lines[0])) != columns:  # it has grown since
+                lines = [_line(_cells(line)[:columns]) for line in lines]
+            if count and len(lines) == count + 1:  # its last row may have been filled further
+                lines[-1] = _line(position["last"])
+            data = b"".join(lines)
+            if zlib.crc32(data) != position["crc32"]:
+                raise UserError(
+                    f"{origin} is not the table that the checkpoint belongs to: put it back, or move it away for the "
+                    "table to begin anew"
+                )
+        write_whole(data, self.path)
+        self._columns = None
+
+    def _look(self) -> list[str]:
+        """The columns; none before the first row."""
+        if self._columns is None:
+            header, *rows = self._read(self.path).splitlines(keepends=True) or [b""]
+            self._columns = _cells(header)
+            self._last = _cells(rows[-1]) if rows else []
+            self._start = len(header) + sum(map(len, rows[:-1]))
+        return self._columns
+
+    def _widen(self, columns: list[str]) -> list[str]:
+        """Writes the file anew with these columns, of which the first are those that it has."""
+        more = len(columns) - len(self._look())
+        rows = self._read(self.path).splitlines()[1:]
+        padded = [row + b"," * more + b"\n" for row in rows]
+        write_whole(b"".join([_line(columns), *padded]), self.path)
+        self._columns = None
+        return self._look()
+
+    @staticmethod
+    def _read(path: Path) -> bytes:
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            return path.read_bytes()
+        except FileNotFoundError:
+            return b""
         except OSError as error:
-            raise UserError(_unwritable(self.path, error)) from error
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _unwritable(path: Path, error: OSError) -> str:
-    return (
-        f"{path} cannot be written: {error.strerror or error}; the last good checkpoint is kept: make room, then "
-        "continue with --ckpt_path last"
-    )
+def _text(value: Any) -> str:
+    """A cell's text, on one line."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # of a tensor, an array, a NumPy number
+    return "" if value is None else " ".join(str(value).splitlines())
+
+
+def _line(cells: Iterable[str]) -> bytes:
+    line = io.StringIO()
+    if cells:
+        csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode()
+
+
+def _cells(line: bytes) -> list[str]:
+    return next(csv.reader([line.decode(errors="replace")]), [])

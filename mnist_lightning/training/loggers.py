@@ -1,0 +1,156 @@
+"""The loggers of a run: those asked for, TensorBoard and metrics.csv. A resumed run goes on where they stood."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from mnist_lightning.console import say
+from mnist_lightning.errors import BadSetting, first_line
+from mnist_lightning.processes import is_first_process
+from mnist_lightning.training.checkpoints import STATE
+from mnist_lightning.training.metrics_csv import MetricsCSV
+
+# How a run ended, in MLflow's words, and the exit status by which W&B is told (255: its own for Ctrl-C)
+EXIT = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
+
+
+@contextmanager
+def run_loggers(
+    trainer: Trainer,
+    asked: bool | Logger | Iterable[Logger] | None,
+    folder: Path,
+    file: Path | None = None,
+    checkpoint: dict[str, Any] | None = None,
+) -> Iterator[list[Logger]]:
+    """Gives the trainer the loggers of the run in `folder`; at the end of the block they are told how it went.
+
+    `asked` is what the Trainer calls `logger`. These come first: `self.logger` in a module is the one asked for. False
+    leaves metrics.csv alone. `file` is the checkpoint that is continued, `checkpoint` what it holds. All processes
+    come here; the folder of the first one counts.
+    """
+    if trainer.fast_dev_run:
+        yield []
+        return
+    hooks, before = (sys.exit, sys.excepthook), getattr(sys.modules.get("wandb"), "run", None)
+    state = checkpoint[STATE] if checkpoint else {}
+    table = MetricsCSV(folder / "metrics.csv")
+    loggers = [asked] if isinstance(asked, Logger) else [] if isinstance(asked, bool | None) else list(asked)
+    if asked is not False and not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
+        purge = state.get("step")  # steps count from 0, so it is the first that will be logged again
+        loggers.append(
+            TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
+        )
+    loggers.append(table)
+    known = state.get("loggers", {}) if file and file.resolve().parent == folder.resolve() else {}  # else: another run
+    status = "KILLED"
+    try:
+        if is_first_process():
+            _put_files_into(folder, trainer, loggers)
+            if file is None:
+                table.path.unlink(missing_ok=True)  # of a start that was cut off before its first checkpoint
+            elif state.get("metrics_csv"):
+                table.rewind(state["metrics_csv"], file.parent / table.path.name)
+            for name, logger in _with_runs(loggers).items():
+                _begin(logger, known.get(name))
+        trainer.loggers = loggers
+        yield loggers
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        if is_first_process():
+            for logger in _with_runs(loggers).values():
+                _end(logger, status, before)
+        sys.exit, sys.excepthook = hooks  # where W&B puts its own
+
+
+def identities(loggers: list[Logger]) -> dict[str, Any]:
+    """Which runs of W&B and MLflow a checkpoint belongs to, in plain values."""
+    found: dict[str, Any] = {}
+    for name, logger in _with_runs(loggers).items():
+        if isinstance(logger, MLFlowLogger):
+            found[name] = {"id": logger.run_id}
+        elif (run := logger._experiment) is not None and not run.disabled:
+            found[name] = {"id": run.id, "step": run.step}
+    return found
+
+
+def tell_result(loggers: list[Logger], settings: dict[str, Any], metrics: dict[str, float], step: int) -> None:
+    """How the run did in the end; in TensorBoard with its settings, for the HPARAMS tab to compare runs by."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(settings, metrics, step)
+            logger.finalize("success")
+        elif not isinstance(logger, MetricsCSV):  # test.json has them
+            logger.log_metrics(metrics, step)
+            logger.save()
+
+
+def _put_files_into(folder: Path, trainer: Trainer, loggers: list[Logger]) -> None:
+    """What Lightning puts wherever the first logger says, which may be nowhere, goes into the run's folder."""
+    trainer.profiler.dirpath = trainer.profiler.dirpath or folder
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder.resolve() / "checkpoints")
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and logger.save_dir == ".":  # its default
+            logger._save_dir = logger._wandb_init["dir"] = str(folder)
+
+
+def _with_runs(loggers: list[Logger]) -> dict[str, Any]:
+    """The loggers that begin a run somewhere, by names that are the same when it is resumed."""
+    found: dict[str, Any] = {}
+    for logger in loggers:
+        if isinstance(logger, WandbLogger | MLFlowLogger):
+            number = sum(type(logger) is type(other) for other in found.values())
+            found[f"{type(logger).__name__}-{number}"] = logger
+    return found
+
+
+def _begin(logger: Any, known: dict[str, Any] | None) -> None:
+    """Begins a run, or goes on with the one that is known; an ID that the logger was given comes first."""
+    try:
+        if isinstance(logger, MLFlowLogger):
+            if known and logger._run_id in (None, known["id"]):
+                _go_on_in_mlflow(logger, known["id"])
+            _ = logger.experiment
+            return
+        if known and logger.version is None:
+            logger._id = logger._wandb_init["id"] = known["id"]
+        run = logger.experiment
+        if known and run.id == known["id"] and run.offline:
+            # Offline, W&B does not know how far it was. With its own step, rows that come twice are known to be one.
+            run.log({}, step=known["step"])
+    except Exception as error:  # no login, no server, no such database
+        raise BadSetting(f"--trainer.logger {type(logger).__name__}: {first_line(error)}") from error
+
+
+def _go_on_in_mlflow(logger: Any, run_id: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        logger._mlflow_client.update_run(run_id, status="RUNNING")  # after FAILED, say
+    except MlflowException as error:
+        return say(f"MLflow begins a new run: {first_line(error)}")
+    logger._run_id = run_id
+    # MLflow has the hyper-parameters, and refuses other values, such as another place of the data.
+    logger.log_hyperparams = lambda *_, **__: None
+
+
+def _end(logger: Any, status: str, before: Any) -> None:
+    """Marks a run as ended. (Lightning leaves that of W&B open, for whatever the process does next.)"""
+    try:
+        if isinstance(logger, MLFlowLogger):
+            if logger._run_id is not None:
+                logger._mlflow_client.set_terminated(logger._run_id, status)
+        elif logger._experiment is not None and logger._experiment is not before:  # which began it, ends it
+            logger._experiment.finish(exit_code=EXIT[status])
+    except Exception as error:  # a server that is gone keeps nobody from the result
+        say(f"{type(logger).__name__} could not mark its run as {status}: {first_line(error)}")
