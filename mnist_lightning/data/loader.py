@@ -7,6 +7,7 @@ position in the data is therefore two integers, a resume is exact, and ranks nei
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 AT_ONCE = 4096  # images gathered and prepared together: few enough for the processor's cache
 
 
+@lru_cache
 def derived_seed(*parts: int | str) -> int:
     """A 63-bit seed for one purpose, e.g. `derived_seed(seed, "order", epoch)`: equal parts, equal seed."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
+from mnist_lightning.console import say
 from mnist_lightning.data.loader import TensorLoader
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import give_name, sync
@@ -18,7 +19,16 @@ from mnist_lightning.run import Run
 from mnist_lightning.training.checkpoint_content import FORMAT, STATE, plain
 from mnist_lightning.training.checkpoints import model_name
 from mnist_lightning.training.loggers import identities
-from mnist_lightning.training.loop_state import Place, accumulates, ends_early, epoch_sums, go_on_from, merged, place_of
+from mnist_lightning.training.loop_state import (
+    Place,
+    accumulates,
+    ends_early,
+    epoch_sums,
+    go_on_from,
+    merged,
+    place_of,
+    stops_anywhere,
+)
 from mnist_lightning.training.metrics_csv import MetricsCSV
 
 UNSEEN = 64  # batches whose losses may wait on the device before somebody looks at them
@@ -69,6 +79,9 @@ class RunKeeper(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.signals.install()
+        self._anywhere = stops_anywhere(trainer)
+        if not self._anywhere and trainer.is_global_zero:
+            say("The training data has no state to go on from inside an epoch: checkpoints are taken at epochs' ends")
         if self.resumed is not None:
             self._refuse_another_length(trainer, self.resumed)
             self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -104,7 +117,7 @@ class RunKeeper(Checkpoint):
             return
         received, bad, due = self._agree(trainer, received, self._bad_step(step), due)
         self._stop_if_bad(trainer, bad)
-        if received or due or by_steps or ends:
+        if ends or (self._anywhere and (received or due or by_steps)):
             self._save(trainer)
         self._stop_if_asked(trainer, received)
 
@@ -235,6 +248,7 @@ class RunKeeper(Checkpoint):
             "world_size": trainer.world_size,
             "accumulate": trainer.accumulate_grad_batches,
             "scheduled_steps": self._scheduled_steps(trainer),
+            "clip": _clipping(trainer),
             "loaders": checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", []),
             "metrics": {"ranks": sums} if place["batch"] else {},
             "metrics_csv": tables[0] if tables else None,
@@ -270,9 +284,18 @@ class RunKeeper(Checkpoint):
                 f"an epoch had {state['batches']} batches and now has {batches}: give the same "
                 "--trainer.limit_train_batches and data, or start a new run without --ckpt_path"
             )
+        if state["clip"] != _clipping(trainer):
+            raise UserError(
+                f"gradients were clipped by {state['clip']}, now by {_clipping(trainer)}: give the same "
+                "--trainer.gradient_clip_val, or start a new run without --ckpt_path"
+            )
         if state["scheduled_steps"] != self._scheduled_steps(trainer):
             raise UserError(
                 f"the schedule was made for {state['scheduled_steps']} steps and would now have "
                 f"{self._scheduled_steps(trainer)}: give the same --trainer.max_epochs, or start a new run without "
                 "--ckpt_path"
             )
+
+
+def _clipping(trainer: Trainer) -> list[Any]:
+    return [trainer.gradient_clip_val, str(getattr(trainer.gradient_clip_algorithm, "value", "norm"))]

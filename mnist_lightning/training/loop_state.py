@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import Metric
-
 
 Place = dict[str, int]  # epochs done, batches done of the next, optimizer steps that these come to, batches an epoch
 
@@ -42,6 +42,15 @@ def ends_early(trainer: Trainer) -> bool:
 def accumulates(trainer: Trainer) -> bool:
     """Whether there are gradients that wait for more batches; no checkpoint holds them."""
     return trainer.fit_loop._should_accumulate()
+
+
+def stops_anywhere(trainer: Trainer) -> bool:
+    """Whether a training can go on from inside an epoch: its loaders tell their place, or draw the same order again."""
+    return all(
+        hasattr(loader, "load_state_dict")
+        or (isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset))
+        for loader in trainer.fit_loop._combined_loader.flattened
+    )
 
 
 def go_on_from(trainer: Trainer, place: Place, sums: dict[str, Any], loaders: list[Any]) -> dict[str, Any]:
