@@ -1,31 +1,36 @@
 """What the forked training processes of the tests run: the command line, with a signal to itself at a chosen moment."""
 
+import functools
 import itertools
 import os
 import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mnist_lightning import fit
+import mnist_lightning.commands.fit  # noqa: F401  what is imported here no test waits for
 from mnist_lightning.cli import main
+from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.models import DigitClassifier
-from mnist_lightning.training import callbacks, checkpoints, metrics_csv
+from mnist_lightning.training.keeper import RunKeeper
+from mnist_lightning.training.metrics_csv import MetricsCSV
 
 # Moments that can be counted: a function, and which of its calls count.
 MOMENTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
-    "set-up": (fit.MNISTDataModule, "setup", lambda *_: True),
-    "block": (DigitClassifier, "training_step", lambda *_: True),
+    "set-up": (MNISTDataModule, "setup", lambda *_: True),
+    "step": (DigitClassifier, "training_step", lambda *_: True),
+    "batch end": (RunKeeper, "between_batches", lambda *_: True),
     "validation": (DigitClassifier, "validation_step", lambda *_: True),
-    "row": (metrics_csv.MetricsCSV, "log_metrics", lambda *_: True),
-    "epoch end": (callbacks.RunKeeper, "on_train_epoch_end", lambda *_: True),
-    "sync": (checkpoints.os, "fsync", lambda *_: True),
+    "row": (MetricsCSV, "log_metrics", lambda *_: True),
+    "epoch end": (RunKeeper, "between_epochs", lambda *_: True),
+    "sync": (os, "fsync", lambda *_: True),
     "name": (os, "replace", lambda old, new: Path(new).suffix == ".ckpt"),
-    "fit end": (callbacks.RunKeeper, "on_fit_end", lambda *_: True),
+    "fit end": (RunKeeper, "on_fit_end", lambda *_: True),
     "test": (DigitClassifier, "test_step", lambda *_: True),
 }
 
@@ -54,10 +59,12 @@ def arm(moment: str, number: int, signals: tuple[int, ...]) -> None:
     owner, name, counts = MOMENTS[moment]
     original, calls = getattr(owner, name), itertools.count(1)
 
+    @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if counts(*args) and next(calls) == number:
             if moment == "sync" and signal.SIGKILL in signals:
-                os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)  # half of it had been written
+                with suppress(OSError):  # of a folder
+                    os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)  # half of it had been written
             for signum in signals:
                 os.kill(os.getpid(), signum)
         return original(*args, **kwargs)

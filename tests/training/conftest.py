@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "benchmarks")]  # processes.py, child.py, kill.py
 
 pytest.register_assert_rewrite("processes")
-from processes import Process  # noqa: E402
+from processes import Process, ended  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,7 +83,7 @@ def undisturbed(tiny_mnist, tmp_path_factory):
     def get(start, *words: object) -> Path:
         if words not in made:
             process = start("fit", *words, "--run", "whole")
-            assert process.wait() == 0, process.text()
+            ended(process)
             folder = tmp_path_factory.mktemp("undisturbed") / "whole"
             shutil.copytree(process.log.parent / "runs" / "whole", folder)
             made[words] = folder
