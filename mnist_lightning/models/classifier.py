@@ -108,7 +108,10 @@ class DigitClassifier(LightningModule):
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
     def configure_optimizers(self) -> Any:
-        optimizer = optimizer_of(self.parameters(), self.hparams, self.device)
+        # under mixed precision a fused optimizer unscales the gradients itself, too late to clip them
+        clips_scaled = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
+        fused = self.device.type in ("cpu", "cuda") and not clips_scaled
+        optimizer = optimizer_of(self.parameters(), self.hparams, fused)
         if not self.hparams["scheduler"]:
             return optimizer
         one_cycle = self.hparams["scheduler"] == "OneCycleLR"

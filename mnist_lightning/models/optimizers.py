@@ -12,12 +12,11 @@ from mnist_lightning.errors import BadSetting
 from mnist_lightning.models.layers import named
 
 
-def optimizer_of(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], device: torch.device) -> Optimizer:
-    """The optimizer that DigitClassifier's settings name; raises BadSetting."""
+def optimizer_of(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], fused: bool) -> Optimizer:
+    """The optimizer that DigitClassifier's settings name, `fused` if it can be; raises BadSetting."""
     args = dict(settings["optimizer_args"] or {})
     kind = named(torch.optim, settings["optimizer"], Optimizer, "--model.optimizer")
-    has_fused = "fused" in inspect.signature(kind).parameters and device.type in ("cpu", "cuda")
-    if has_fused and not {"foreach", "differentiable"} & set(args):
+    if fused and "fused" in inspect.signature(kind).parameters and not {"foreach", "differentiable"} & set(args):
         args.setdefault("fused", True)  # one kernel for all parameters; a loop over them in Python otherwise
     try:
         return kind(parameters, lr=settings["lr"], **args)
