@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loops import _FitLoop
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
@@ -112,9 +113,14 @@ class QuickLoop(_TrainingEpochLoop):
         )
         if not self._quick:
             return
-        self._moves = getattr(self._loader, "device", None) != strategy.root_device or any(
-            overrides(module, hook, LightningModule) or (data and overrides(data, hook, LightningDataModule))
-            for hook in TRANSFER
+        ready = getattr(self._loader, "device", None) == strategy.root_device  # and in float32
+        self._moves = (
+            not ready
+            or type(trainer.precision_plugin) not in (Precision, MixedPrecision)
+            or any(
+                overrides(module, hook, LightningModule) or (data and overrides(data, hook, LightningDataModule))
+                for hook in TRANSFER
+            )
         )
         heard = {
             hook: [getattr(c, hook) for c in trainer.callbacks if overrides(c, hook, Callback)]

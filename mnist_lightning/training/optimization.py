@@ -41,17 +41,18 @@ class QuickOptimization(_AutomaticOptimization):
         loop: Any = trainer.fit_loop.epoch_loop
         self._log = None if "log" in own else QuickLog(trainer, trainer.lightning_module, loop._results)
         self._takes_index = len(loop._build_kwargs(OrderedDict(), None, 0)) == 2
-        # `optimizer.step` without the 40 us that torch takes to look for hooks and profilers, where there are none
-        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-        hooked = any((*hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)) or "step" in vars(optimizer)
-        plain = self._bare and not hooked and not optimizer.defaults.get("differentiable")
+        self._before = (optimizer._optimizer_step_pre_hooks, _global_optimizer_pre_hooks)
+        self._after = (optimizer._optimizer_step_post_hooks, _global_optimizer_post_hooks)
+        plain = self._bare and not optimizer.defaults.get("differentiable")
         self._raw_step: Any = unwrap(type(optimizer).step) if plain else None
 
     def step(self, batch: Any, index: int) -> dict[str, Any]:
         """What training_step returned, its loss detached."""
         trainer, optimizer = self.trainer, self.trainer.optimizers[0]
         module: Any = trainer.lightning_module
-        if not self._bare:
+        patched = vars(optimizer).get("step")  # by a scheduler, which only counts, or by somebody else
+        own_step = patched is not None and not getattr(patched, "_wrapped_by_lr_sched", False)
+        if not self._bare or own_step or any(self._before):
             return self.run(optimizer, index, trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, index))
         counts = self.optim_progress.optimizer
         counts.step.increment_ready()
@@ -69,10 +70,10 @@ class QuickOptimization(_AutomaticOptimization):
         if clip := trainer.gradient_clip_val:
             algorithm = trainer.gradient_clip_algorithm
             module.configure_gradient_clipping(optimizer, gradient_clip_val=clip, gradient_clip_algorithm=algorithm)
-        if self._raw_step is None or torch.autograd._profiler_enabled():
+        if self._raw_step is None or patched or any(self._after) or torch.autograd._profiler_enabled():
             optimizer.step()
         else:
-            with torch.no_grad():
+            with torch.no_grad():  # without the 40 us that torch takes to look for hooks and profilers
                 self._raw_step(optimizer)
         counts.step.increment_completed()
         if type(out) is Tensor:
