@@ -76,5 +76,5 @@ class CNN(DigitClassifier):
         # [n, width, side, side] -> [n, classes]
         layers += [nn.Flatten(), *fully_connected(width * side * side, hidden, self.classes, dropout, activation)]
         # the layout that convolution kernels work in; what it is worth tells benchmarks/tricks.py
-        network = Network(*layers, at_once=250)  # 32 channels of them take 25 MB
-        self.net = network.to(memory_format=torch.channels_last)
+        self.net = Network(*layers).to(memory_format=torch.channels_last)
+        self.net.at_once = 250  # 32 channels of them take 25 MB

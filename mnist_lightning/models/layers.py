@@ -1,6 +1,5 @@
 """What the networks are made of: layers and torch classes by name, and values given for one layer or for each."""
 
-import difflib
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -8,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mnist_lightning.errors import BadSetting
+from mnist_lightning.errors import BadSetting, nearest
 
 T = TypeVar("T", int, float)
 SHARE = 2**16  # weights of a thread that are worth keeping together: 256 KB
@@ -50,9 +49,7 @@ class Network(nn.Sequential):
     come out, in the gradients too. In evaluation a large batch goes through in parts that suit a processor's cache.
     """
 
-    def __init__(self, *layers: nn.Module, at_once: int) -> None:
-        super().__init__(*layers)
-        self.at_once = at_once  # images of one evaluation forward on a CPU
+    at_once = 1000  # images of one evaluation forward on a CPU
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training:
@@ -95,11 +92,8 @@ class Dropout(nn.Dropout):
 def named(module: Any, name: str, base: type, flag: str) -> Any:
     """The subclass of `base` that `module` calls `name`."""
     kinds = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, base) and v is not base}
-    kinds = {k: v for k, v in kinds.items() if k not in ("LBFGS", "SparseAdam")}  # these take no plain step
-    if name not in kinds:
-        lower = {kind.lower(): kind for kind in kinds}
-        near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.4) or sorted(lower)[:1]
-        raise BadSetting(f"{flag}: there is no {name!r}; did you mean {lower[near[0]]}?")
+    if name not in kinds or name == "SparseAdam":  # it takes no dense gradients
+        raise BadSetting(f"{flag}: there is no {name!r}; {nearest(name, kinds)}")
     return kinds[name]
 
 

@@ -32,4 +32,4 @@ class MLP(DigitClassifier):
         layers = [nn.Flatten(), *fully_connected(28 * 28, hidden, self.classes, dropout, activation)]
         if output_activation:
             layers.append(activation_layer(output_activation, "--model.output_activation"))
-        self.net = Network(*layers, at_once=1000)
+        self.net = Network(*layers)
