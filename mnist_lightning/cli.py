@@ -5,8 +5,9 @@ import sys
 from importlib import import_module
 
 from mnist_lightning import __version__
+from mnist_lightning.commands import guest
 from mnist_lightning.errors import BadSetting, UserError, nearest, of_another_process
-from mnist_lightning.processes import FIRST_PROCESS, Interrupted, Signals, end_with_the_first, is_first_process
+from mnist_lightning.processes import Interrupted, is_first_process
 
 # Where each is; imported when it is called: with most of them comes torch.
 COMMANDS = {
@@ -39,26 +40,19 @@ def main(args: list[str] | None = None) -> int:
         return 0
     if command not in COMMANDS:
         return _say(f"there is no command {command!r}; {nearest(command, COMMANDS)}", 2)
-    signals = Signals()
-    signals.install()
-    end_with_the_first()
-    path = list(sys.path)
-    sys.path.insert(0, os.getcwd())  # for classes of the user's; `python -m` has it there already
-    try:
-        module, _, function = COMMANDS[command].partition(":")
-        run = getattr(import_module(module), function)
-        signals.importing = False
-        run(command, words, signals)
-        return 0
-    except (UserError, OSError, Interrupted, RuntimeError) as error:
-        told = _told(error, command)
-        if told is None or ("--debug" in words and not isinstance(error, Interrupted)):
-            raise
-        return _say(*told)
-    finally:
-        sys.path[:] = path
-        signals.restore()
-        os.environ.pop(FIRST_PROCESS, None)  # of what is started from here on, this is not the first process
+    with guest() as signals:
+        sys.path.insert(0, os.getcwd())  # for classes of the user's; `python -m` has it there already
+        try:
+            module, _, function = COMMANDS[command].partition(":")
+            run = getattr(import_module(module), function)
+            signals.importing = False
+            run(command, words, signals)
+            return 0
+        except (UserError, OSError, Interrupted, RuntimeError) as error:
+            told = _told(error, command)
+            if told is None or ("--debug" in words and not isinstance(error, Interrupted)):
+                raise
+            return _say(*told)
 
 
 def _told(error: BaseException, command: str) -> tuple[str, int] | None:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.markup import escape
 from rich.panel import Panel
 
+from mnist_lightning.commands import guest
 from mnist_lightning.commands.evaluate import run_stage, tell
 from mnist_lightning.commands.start import Start, check_resumable, find_start
 from mnist_lightning.console import console, say
@@ -52,12 +53,8 @@ def fit(settings: Mapping[str, Any] | None = None, **more: Any) -> Result:
 
     Raises UserError, in one line, for what the user can put right.
     """
-    signals = Signals()
-    signals.install()
-    try:
+    with guest() as signals:
         return train(pairs_of(settings or {}) + pairs_of(more), signals)
-    finally:
-        signals.restore()
 
 
 def command(name: str, words: list[str], signals: Signals) -> None:
