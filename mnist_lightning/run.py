@@ -63,7 +63,8 @@ class Run:
 
     def _never_began(self) -> bool:
         """Whether it was killed before its first checkpoint."""
-        return not any(self.folder.glob("*.ckpt")) and (self.config.exists() or not any(self.folder.iterdir()))
+        there = {file.name for file in self.folder.iterdir()} - {f".{self.config.name}.tmp"}  # half written
+        return not any(name.endswith(".ckpt") for name in there) and (not there or self.config.name in there)
 
     @classmethod
     def all(cls, root: Path) -> list[Self]:
