@@ -31,7 +31,7 @@ from mnist_lightning.training.trainer import SignalsAgain, make_trainer
 from mnist_lightning.words import Pairs, merged, pairs_of, pairs_of_words, with_files
 
 # How Lightning refuses a setting, or a callback finds that what it looks for is not there
-REFUSED = (MisconfigurationException, RuntimeError, ValueError, LookupError)
+REFUSED = (MisconfigurationException, RuntimeError, ValueError, LookupError, ImportError)
 # What a checkpoint whose content does not fit comes to
 DOES_NOT_FIT = (*REFUSED, ArithmeticError, AttributeError, TypeError)
 

@@ -172,13 +172,21 @@ class MNISTDataModule(LightningDataModule):
         """The held-out images; with `test_each_epoch` the test images after them."""
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if self.hparams["test_each_epoch"] and fitting:
-            return [self._loader(split, batch_size=EVAL_BATCH_SIZE) for split in ("val", "test")]
-        return self._loader("val", batch_size=EVAL_BATCH_SIZE) if self.hparams["val_size"] else []
+            return [self._loader(split, batch_size=self._eval_batch_size) for split in ("val", "test")]
+        return self._loader("val", batch_size=self._eval_batch_size) if self.hparams["val_size"] else []
 
     def test_dataloader(self) -> TensorLoader:
-        return self._loader("test", batch_size=EVAL_BATCH_SIZE)
+        return self._loader("test", batch_size=self._eval_batch_size)
 
     predict_dataloader = test_dataloader
+
+    @property
+    def _eval_batch_size(self) -> int:
+        """Large, unless somebody counts batches: --trainer.limit_val_batches and the like mean those of training."""
+        trainer: Any = self.trainer
+        kinds = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")
+        counted = trainer is not None and any(repr(getattr(trainer, kind)) != "1.0" for kind in kinds)
+        return self.hparams["batch_size"] if counted else EVAL_BATCH_SIZE
 
     def labels(self, split: str) -> Tensor:
         """Labels of "train", "val" or "test", uint8 [N]."""

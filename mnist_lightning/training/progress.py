@@ -43,6 +43,9 @@ class RunProgress(ProgressBar):
     def disable(self) -> None:
         self._stop()
 
+    def enable(self) -> None:
+        """Lightning's tuner asks for it; the bar comes back with the next training."""
+
     def print(self, *args: Any, **kwargs: Any) -> None:
         if self.trainer.is_global_zero:
             console.print(*args)
