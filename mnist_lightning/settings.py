@@ -82,10 +82,10 @@ def _made(value: Any) -> Any:
     return [one.make() if isinstance(one, Part) else one for one in value] if isinstance(value, list) else value
 
 
-def _parts(flag: str, value: Any) -> list[Any]:
-    """One or several classes, named or as class_path and init_args; what is an object already stays it."""
+def _parts(flag: str, items: list[Any]) -> list[Any]:
+    """Of classes, named or as class_path and init_args; what is an object already stays it."""
     parts: list[Any] = []
-    for item in several(value):
+    for item in items:
         item = {"class_path": item} if isinstance(item, str | type) else item
         if isinstance(item, Mapping):
             if "class_path" not in item or set(item) - {"class_path", "init_args"}:
@@ -190,7 +190,8 @@ def parsed(command: str, settings: Mapping[str, Any]) -> Any:
     several_classes = {name: given.pop(name, None) for name in CLASSES if "." in name and command != "convert"}
     config = _checked(parser, given)
     for name, value in several_classes.items():
-        config[name] = False if value in (False, "false") else _parts(name, value)
+        kinds = several(value)
+        config[name] = False if kinds == [False] else _parts(name, [kind for kind in kinds if kind is not True])
     for flag, kind in classes.items() if command == "convert" else (classes | {"trainer": Trainer}).items():
         config[flag] = Part(flag, kind, parser, config)
     return config

@@ -114,6 +114,14 @@ def merged(pairs: Pairs) -> dict[str, Any]:
     return settings
 
 
+def root_and_name(settings: Mapping[str, Any]) -> tuple[Path, str | None]:
+    """Where runs lie, and which is named; before all settings are parsed."""
+    root, name = Path(str(settings.get("trainer.default_root_dir") or "checkpoints")), settings.get("run")
+    if name is not None and (not isinstance(name, str) or Path(name).name != name or name in ("", "..")):
+        raise BadSetting(f"--run {name!r} is no folder's name; where runs lie says --trainer.default_root_dir")
+    return root, name
+
+
 def _put(old: Any, inside: list[str], value: Any) -> Any:
     """`old` with another value at a place inside it: an item, a class's setting, of several classes the last's."""
     if not inside:

@@ -26,7 +26,7 @@ from mnist_lightning.run import Run, base_name, run_and_file
 from mnist_lightning.settings import parsed, taken_by
 from mnist_lightning.training.checkpoints import STATE, load_weights, model_of, read_weights
 from mnist_lightning.training.trainer import SignalsAgain, make_trainer
-from mnist_lightning.words import Pairs, file_pairs, merged, pairs_of_words, with_files
+from mnist_lightning.words import Pairs, file_pairs, merged, pairs_of_words, root_and_name, with_files
 
 WHERE = ("run", "ckpt_path", "trainer.default_root_dir")  # what a --config says here: which run is meant
 
@@ -40,25 +40,19 @@ def command(stage: str, words: list[str], signals: Signals) -> None:
         parsed(stage, asked)
     run, file = _file(asked, base_name(next((file for name, file in pairs if name == "config"), None), None))
     checkpoint = read_weights(file)
-    settings = merged(_of_training(checkpoint, run) + pairs)
-    config = parsed(stage, settings)
-    data = config.data.make()
-    if "MNISTDataModule" in checkpoint and stage == "validate":
-        held_out = checkpoint["datamodule_hyper_parameters"]["val_size"]
-        if data.hparams.get("val_size") != held_out:
-            raise BadSetting(f"--data.val_size: {file} held out {held_out} images; it was trained on the others")
+    config = parsed(stage, merged(_of_training(checkpoint, run) + pairs))
     model = config.model.make() if "model" in config else model_of(checkpoint, file)
-    trainer = make_trainer(config.trainer.arguments() | {"logger": False}, [SignalsAgain(signals)])
-    result = run_stage(trainer, model, data, file, stage)
+    trainer = make_trainer(config.trainer.arguments(), [SignalsAgain(signals)])
+    result = run_stage(trainer, model, config.data.make(), file, stage)
     if trainer.is_global_zero:
         tell(result, run.folder if run else file.parent)
 
 
 def _file(asked: dict[str, Any], base: str | None) -> tuple[Run | None, Path]:
     """The run and the checkpoint that are meant."""
-    root, name = Path(asked.get("trainer.default_root_dir", "checkpoints")), asked.get("run")
+    root, name = root_and_name(asked)
     if "ckpt_path" in asked:
-        return run_and_file(root, name, base, asked["ckpt_path"])
+        return run_and_file(root, name, base, str(asked["ckpt_path"]))
     run = Run.named(root, name) if name else Run.newest(root, base)
     return run, run.checkpoint("best" if run.best.exists() else "last")
 
@@ -66,18 +60,17 @@ def _file(asked: dict[str, Any], base: str | None) -> tuple[Run | None, Path]:
 def _of_training(checkpoint: dict[str, Any], run: Run | None) -> Pairs:
     """The settings that a checkpoint was trained with, so far as they matter now."""
     state, ours = checkpoint.get(STATE, {}), checkpoint.get("MNISTDataModule")
-    written = file_pairs(run.config) if run and (not ours or state.get("model") not in MODELS) else []
-    pairs = [("trainer.precision", state["precision"])] if state else []
-    if state.get("model", "MLP") not in MODELS:  # one of the user's own
-        pairs += [pair for pair in written if pair[0].partition(".")[0] == "model"]
-    if not ours:
-        return pairs + [("data", "MNISTDataModule")] + [pair for pair in written if pair[0].partition(".")[0] == "data"]
-    known = checkpoint["datamodule_hyper_parameters"] | {
-        "source": ours["source"],
-        "normalize": [ours["mean"], ours["std"]],
-    }
-    taken = taken_by("data", MNISTDataModule)  # an earlier version had others besides
-    return [*pairs, ("data", "MNISTDataModule"), *((f"data.{k}", v) for k, v in known.items() if f"data.{k}" in taken)]
+    own = {"data": not ours, "model": state.get("model", "MLP") not in MODELS}  # of the user's, as config.yaml has it
+    written = file_pairs(run.config) if run and any(own.values()) else []
+    pairs = [pair for pair in written if own.get(pair[0].partition(".")[0])]
+    if state:
+        pairs.append(("trainer.precision", state["precision"]))
+    if ours:
+        known = {"source": ours["source"], "normalize": [ours["mean"], ours["std"]]}
+        known = checkpoint["datamodule_hyper_parameters"] | known
+        taken = taken_by("data", MNISTDataModule)  # an earlier version had others besides
+        pairs += [(f"data.{name}", value) for name, value in known.items() if f"data.{name}" in taken]
+    return pairs
 
 
 def run_stage(trainer: Trainer, model: Any, data: Any, file: Path, stage: str) -> dict[str, Any]:
@@ -85,8 +78,12 @@ def run_stage(trainer: Trainer, model: Any, data: Any, file: Path, stage: str) -
     checkpoint = read_weights(file)
     load_weights(model, checkpoint, file)
     ours = isinstance(data, MNISTDataModule)
-    if stage == "validate" and ours and not data.hparams["val_size"]:
-        raise UserError(f"{file} was trained on all training images: there are none to validate on; use test")
+    if stage == "validate" and ours and "MNISTDataModule" in checkpoint:
+        held_out = checkpoint["datamodule_hyper_parameters"]["val_size"]
+        if not held_out:
+            raise UserError(f"{file} was trained on all training images: there are none to validate on; use test")
+        if data.hparams["val_size"] != held_out:
+            raise BadSetting(f"--data.val_size: {file} held out {held_out} images; it was trained on the others")
     try:
         outputs = getattr(trainer, stage)(model, datamodule=data, **({} if stage == "predict" else {"verbose": False}))
     except MisconfigurationException as error:

@@ -15,7 +15,7 @@ from mnist_lightning.run import Run, base_name, differences, run_and_file
 from mnist_lightning.settings import taken_by
 from mnist_lightning.training.checkpoints import STATE, check_model, model_name, read_checkpoint
 from mnist_lightning.training.checkpoints import check_resumable as check_format
-from mnist_lightning.words import Pairs, file_pairs, merged, with_files
+from mnist_lightning.words import Pairs, file_pairs, merged, root_and_name, with_files
 
 
 @dataclass
@@ -40,15 +40,13 @@ class Start:
 def find_start(pairs: Pairs) -> Start:
     """Finds the run and the checkpoint that are meant, and the settings that they bring."""
     asked, recipe = merged(with_files(pairs)), next((str(file) for name, file in pairs if name == "config"), None)
-    name, root = asked.get("run"), Path(asked.get("trainer.default_root_dir", "checkpoints"))
-    if name is not None and (not isinstance(name, str) or Path(name).name != name or name in ("", "..")):
-        raise BadSetting(f"--run {name!r} is no folder's name; where runs lie says --trainer.default_root_dir")
+    root, name = root_and_name(asked)
     base = base_name(recipe, asked["model"].__name__ if "model" in asked else None)
     start = Start(root, name or base or "cnn", bool(name), json.loads(json.dumps(pairs, default=str)), [])
     if "help" not in asked and "ckpt_path" in asked:
         if "weights" in asked:
             raise BadSetting("--weights starts a new training, --ckpt_path goes on with one: give one of them")
-        start.run, start.file = run_and_file(root, name, base, asked["ckpt_path"])
+        start.run, start.file = run_and_file(root, name, base, str(asked["ckpt_path"]))
         start.goes_on = asked["ckpt_path"] == "last"
     elif "help" not in asked:
         start.run = Run.cut_off(root, start.job)

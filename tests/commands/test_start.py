@@ -115,10 +115,12 @@ FAILS = [
     ("--ckpt_path no.ckpt", "no.ckpt cannot be read: No such file or directory"),
     ("--run a/b", "--run 'a/b' is no folder's name"),
     ("--run ..", "--run '..' is no folder's name"),
+    ("--config odd.yaml", "--run 3 is no folder's name"),
 ]
 
 
 @pytest.mark.parametrize(("words", "expected"), FAILS, ids=[words for words, _ in FAILS])
 def test_failures(cli, words: str, expected: str):
+    Path("odd.yaml").write_text("run: 3\ntrainer: {default_root_dir: null}\n")
     assert expected in one_line(cli("fit", *words.split()))
     assert not RUNS.exists()
