@@ -8,20 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import NET, no_traceback, same_run
+from processes import LAST, NET, ended, same_run, state, told, wait_until
 
-from mnist_lightning.training.checkpoints import find_checkpoint, read_checkpoint
+from mnist_lightning.run import Run
+from mnist_lightning.training.checkpoints import read_checkpoint
 
 BIG = ["--model", "MLP", "--model.hidden=[200]", *NET[NET.index("--model.lr=0.01") :]]  # a checkpoint of 1.9 MB
 
 
+STOPPED = {"moment": "step", "number": 12, "signals": (signal.SIGTERM,)}
+
+
 def failed_with_one_line(process, named: str) -> None:
-    assert process.wait() == 1, process.text()
-    no_traceback(process)
-    said = [line for line in process.text().splitlines() if line.startswith("mnist_lightning:")]
-    assert len(said) == 1, process.text()
-    assert named in said[0]
-    assert "cannot be written" in said[0]
+    ended(process, status=1)
+    assert f"{named} cannot be written" in told(process)
 
 
 @pytest.fixture
@@ -58,38 +58,36 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(start, small_disk, 
     words = [*BIG, "--checkpoint.every_n_steps", every]
     whole = undisturbed(start, *words)
     runs = small_disk(14_000)
-    stopped = start("fit", *words, "--run", "a", moment="block", number=4, signals=(signal.SIGTERM,))
-    assert stopped.wait() == 143, stopped.text()
+    ended(start("fit", *words, "--run", "a", **STOPPED), status=143)
     filler = fill(runs, leave=300_000)
-    failed_with_one_line(start("fit", "--run", "a", "--ckpt_path", "last"), f"{runs}/a/last.ckpt")
+    failed_with_one_line(start("fit", "--run", "a", *LAST), f"{runs}/a/last.ckpt")
     assert read_checkpoint(runs / "a" / "last.ckpt")["global_step"] == 12
     assert not list((runs / "a").glob(".*.tmp"))
     filler.unlink()
-    process = start("fit", "--run", "a", "--ckpt_path", "last")
-    assert process.wait() == 0, process.text()
+    ended(start("fit", "--run", "a", *LAST))
     same_run(runs / "a", whole)
 
 
 def test_a_disk_that_is_too_small_from_the_start(start, small_disk):
     runs = small_disk(500)  # the first checkpoint, without the optimizer's averages, takes 640 kB
-    process = start("fit", *BIG, "--run", "a", moment="block")  # a first block would be its end
+    process = start("fit", *BIG, "--run", "a", moment="step")  # a first step would be its end
     failed_with_one_line(process, f"{runs}/a/last.ckpt")
     assert not (runs / "a").exists()  # nothing had begun
 
 
-LAST = [*BIG, "--checkpoint.every_n_steps", "null", "--trainer.max_epochs", "1"]  # saves at the start and at the end
+ENDS = [*BIG, "--checkpoint.every_n_steps", "null", "--trainer.max_epochs", "1"]  # saves at the start and at the end
 
 
 def test_no_room_for_the_last_of_all_checkpoints(start, small_disk):
     runs = small_disk(2_000)
-    failed_with_one_line(start("fit", *LAST, "--run", "a"), f"{runs}/a/last.ckpt")
+    failed_with_one_line(start("fit", *ENDS, "--run", "a"), f"{runs}/a/last.ckpt")
     assert read_checkpoint(runs / "a" / "last.ckpt")["global_step"] == 0
     assert not (runs / "a" / "test.json").exists()
 
 
 def test_no_room_when_a_signal_asks_for_a_checkpoint(start, small_disk):
     runs = small_disk(2_000)
-    process = start("fit", *LAST, "--run", "a", moment="block", number=4, signals=(signal.SIGTERM,))
+    process = start("fit", *ENDS, "--run", "a", **STOPPED)
     failed_with_one_line(process, f"{runs}/a/last.ckpt")
     assert "has everything" not in process.text()
 
@@ -97,8 +95,7 @@ def test_no_room_when_a_signal_asks_for_a_checkpoint(start, small_disk):
 def test_best_ckpt_is_only_another_name_and_needs_no_room(start, small_disk):
     """Room for the three files that there are at most: last, the one before, and the best; a fourth is never needed."""
     small_disk(4 * 1900 + 300)
-    process = start("fit", *BIG, "--run", "a")
-    assert process.wait() == 0, process.text()
+    ended(start("fit", *BIG, "--run", "a"))
 
 
 def test_no_room_for_best_ckpt_where_files_have_one_name_only(start, small_disk, undisturbed, tmp_path):
@@ -106,15 +103,13 @@ def test_no_room_for_best_ckpt_where_files_have_one_name_only(start, small_disk,
     words = [*BIG, "--checkpoint.every_n_steps", "null"]
     whole = undisturbed(start, *words)
     runs = small_disk(14_000)
-    stopped = start("fit", *words, "--run", "a", moment="block", number=4, signals=(signal.SIGTERM,))
-    assert stopped.wait() == 143, stopped.text()
+    ended(start("fit", *words, "--run", "a", **STOPPED), status=143)
     filler = fill(runs, leave=3_000_000)  # for last.ckpt of 1.9 MB, not for best.ckpt
-    process = start("fit", "--run", "a", "--ckpt_path", "last", NO_LINKS="1")
+    process = start("fit", "--run", "a", *LAST, NO_LINKS="1")
     failed_with_one_line(process, f"{runs}/a/best.ckpt")
     assert read_checkpoint(runs / "a" / "last.ckpt")["global_step"] == 12
     filler.unlink()
-    process = start("fit", "--run", "a", "--ckpt_path", "last", NO_LINKS="1")
-    assert process.wait() == 0, process.text()
+    ended(start("fit", "--run", "a", *LAST, NO_LINKS="1"))
     same_run(runs / "a", whole)
 
 
@@ -122,21 +117,17 @@ def test_no_room_for_a_row_of_metrics_csv(start, small_disk, undisturbed, tmp_pa
     words = [*BIG, "--checkpoint.every_n_steps", "null", "--trainer.log_every_n_steps", "1"]
     whole = undisturbed(start, *words)
     runs = small_disk(14_000)
-    stopped = start("fit", *words, "--run", "a", moment="block", number=4, signals=(signal.SIGTERM,))
-    assert stopped.wait() == 143
-    process = start("fit", "--run", "a", "--ckpt_path", "last", moment="block", number=1, signals=(signal.SIGSTOP,))
-    process.wait_for("continues")
-    while "T" not in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]:
-        assert process.process.is_alive()
+    ended(start("fit", *words, "--run", "a", **STOPPED), status=143)
+    process = start("fit", "--run", "a", *LAST, moment="step", signals=(signal.SIGSTOP,))
+    wait_until(lambda: state(process.pid) == "T")
     table = runs / "a" / "metrics.csv"
     table.write_bytes(table.read_bytes() + b"\n" * (4096 - table.stat().st_size % 4096))  # the next row needs a page
     filler = fill(runs, leave=0)
     os.kill(process.pid, signal.SIGCONT)
     failed_with_one_line(process, f"{runs}/a/metrics.csv")
-    assert read_checkpoint(find_checkpoint(runs / "a", "last")[0])["global_step"] == 12
+    assert read_checkpoint(Run(runs / "a").checkpoint("last"))["global_step"] == 12
     filler.unlink()
-    again = start("fit", "--run", "a", "--ckpt_path", "last")
-    assert again.wait() == 0, again.text()
+    ended(start("fit", "--run", "a", *LAST))
     same_run(runs / "a", whole)
 
 
@@ -148,22 +139,19 @@ def test_a_limit_on_file_sizes_is_a_full_disk_without_mounting(start, tmp_path):
 def test_both_processes_stop_when_the_disk_of_the_first_is_full(ranks, small_disk):
     runs = small_disk(14_000)
     words = [*BIG, "--data.batch_size", "5", "--run", "a"]
-    first = ranks(2, "fit", *words, moment_0="block", number_0=4, signals_0=(signal.SIGTERM,))
-    assert [process.wait() for process in first] == [143, 143]
+    first = ranks(2, "fit", *words, moment_0="step", number_0=12, signals_0=(signal.SIGTERM,))
+    ended(*first, status=143)
     fill(runs, leave=300_000)
-    both = ranks(2, "fit", *words, "--ckpt_path", "last")
+    both = ranks(2, "fit", *words, *LAST)
     failed_with_one_line(both[0], f"{runs}/a/last.ckpt")
-    assert both[1].wait() == 1
-    no_traceback(*both)
+    ended(both[1], status=1)
 
 
 def test_both_processes_stop_when_there_is_no_room_for_the_last_of_all_checkpoints(ranks, small_disk):
     runs = small_disk(2_000)
-    both = ranks(2, "fit", *LAST, "--data.batch_size", "5", "--run", "a")
+    both = ranks(2, "fit", *ENDS, "--data.batch_size", "5", "--run", "a")
     failed_with_one_line(both[0], f"{runs}/a/last.ckpt")
-    assert both[1].wait() == 1
-    assert "test_acc" not in both[1].text()
-    no_traceback(*both)
+    ended(both[1], status=1)
 
 
 def _without_root() -> None:
@@ -176,8 +164,7 @@ def _without_root() -> None:
 def test_a_folder_that_may_not_be_written_to(start, small_disk, tiny_mnist, tmp_path, obstacle):
     """As a person without root's rights: a new process, because a capability is only lost by exec."""
     runs = small_disk(14_000) if obstacle == "read-only" else tmp_path / "runs"
-    stopped = start("fit", *NET, "--run", "a", moment="block", number=4, signals=(signal.SIGTERM,))
-    assert stopped.wait() == 143, stopped.text()
+    ended(start("fit", *NET, "--run", "a", **STOPPED), status=143)
     before = (runs / "a" / "last.ckpt").read_bytes()
     if obstacle == "read-only":
         done = subprocess.run(["mount", "-o", "remount,ro", str(runs)], capture_output=True, text=True, check=False)
@@ -186,7 +173,7 @@ def test_a_folder_that_may_not_be_written_to(start, small_disk, tiny_mnist, tmp_
     else:
         (runs / "a").chmod(0o555)
     done = subprocess.run(
-        [sys.executable, "-m", "mnist_lightning", "fit", "--run", "a", "--ckpt_path", "last",
+        [sys.executable, "-m", "mnist_lightning", "fit", "--run", "a", *LAST,
          "--trainer.default_root_dir", runs],
         capture_output=True, text=True, check=False, preexec_fn=_without_root, cwd=tmp_path,
         env={**os.environ, "MNIST_ROOT": str(tiny_mnist)},
