@@ -93,11 +93,12 @@ def epoch_sums(trainer: Trainer) -> dict[str, Any]:
                 "value": item.value if item.is_tensor else None, "shown": item._forward_cache,
                 "images": getattr(item, "cumulated_batch_size", None),
             })  # fmt: skip
-    metrics = {
-        name: {"count": metric._update_count, "states": metric.metric_state}
-        for name, metric in trainer.lightning_module.named_modules()
-        if isinstance(metric, Metric) and metric._update_count
-    }
+    metrics = {}
+    for name, metric in trainer.lightning_module.named_modules():
+        if isinstance(metric, Metric):
+            states = metric.metric_state  # first: it can count what waits
+            if metric._update_count:
+                metrics[name] = {"count": metric._update_count, "states": states}
     return {"logged": logged, "metrics": metrics}
 
 
