@@ -25,9 +25,7 @@ def write_whole(
 @contextmanager
 def whole_file(path: Path, also: Path | None = None, previous: Path | None = None) -> Iterator[IO[bytes]]:
     """A binary file to write into, for what is not in memory at once; see `write_whole`."""
-    temporary = _temporary(path)
-    try:
-        temporary.unlink(missing_ok=True)  # one left by a killed process can be a second name of another file
+    with _in_place_of(path) as temporary:
         with temporary.open("wb") as file:
             yield file
             file.flush()
@@ -36,28 +34,29 @@ def whole_file(path: Path, also: Path | None = None, previous: Path | None = Non
             give_name(temporary, also)
         if previous is not None and path.exists():
             give_name(path, previous)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def give_name(file: Path, name: Path) -> None:
     """Lets `name` mean this file too, at once or not at all; `sync(name.parent)` makes it durable."""
-    temporary = _temporary(name)
-    try:
-        temporary.unlink(missing_ok=True)
+    with _in_place_of(name) as temporary:
         try:
             os.link(file, temporary)  # no second copy, nothing to sync
         except OSError:  # a file system without hard links
             shutil.copyfile(file, temporary)
             sync(temporary)
-        os.replace(temporary, name)
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """A name for what then takes the place of `path`; nothing is left of it if that fails."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # one left by a killed process can be a second name of another file
+        yield temporary
+        os.replace(temporary, path)
     except OSError as error:
-        raise unwritable(name, error) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -83,7 +82,3 @@ def is_device(path: Path) -> bool:
 def unwritable(path: Path, error: OSError) -> UserError:
     """What a person is told when a file cannot be written."""
     return UserError(f"{path} cannot be written: {error.strerror or error}: make room or mend the folder")
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")

@@ -1,7 +1,6 @@
 """This process among others: its rank, its signals, the job that it is part of. What it takes, it gives back."""
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -20,16 +19,14 @@ def is_first_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
-# ---------------------------------------------------------------------- signals
-
-
 class Interrupted(BaseException):
     """Training or a tool was asked to stop; `signum` says by what."""
+
+    told = "stopped"
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
-        self.told = "stopped"
 
     def __str__(self) -> str:
         return self.told
@@ -60,8 +57,6 @@ class Signals:
 
     def restore(self) -> None:
         """Gives the signals back to whom they were before the first `install`."""
-        if threading.current_thread() is not threading.main_thread():
-            return
         while self._before:
             signum, before = self._before.popitem()
             signal.signal(signum, signal.SIG_DFL if before is None else before)  # None: not set by Python
@@ -75,9 +70,6 @@ class Signals:
             self.received = signum
             raise Interrupted(signum)
         self.received = self.received or signum
-
-
-# ---------------------------------------------------------------------- other processes
 
 
 def end_with_the_first() -> None:
@@ -103,12 +95,8 @@ def _has_ended(pid: str) -> bool:
         return True
 
 
-# ---------------------------------------------------------------------- jobs of torchrun and Slurm
-
-
 def job_of(words: Any) -> dict[str, Any]:
-    """What tells a job that torchrun or Slurm starts again from every other; `words`: what it was asked."""
-    words = json.loads(json.dumps(words, default=str))  # as they come back from a file
+    """What tells a job that torchrun or Slurm starts again from every other; `words`: what it was asked, from JSON."""
     slurm = [os.environ[name] for name in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in os.environ]
     return {"words": words, "slurm": slurm or None, "torchrun": os.environ.get("TORCHELASTIC_RUN_ID")}
 
@@ -131,8 +119,6 @@ def requeue_slurm_job() -> str:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     except OSError as error:
         return f"Slurm job {job} could not be requeued: {error}"
-    return (
-        f"Slurm job {job} requeued"
-        if done.returncode == 0
-        else f"Slurm did not requeue job {job}: {done.stderr.strip()}"
-    )
+    if done.returncode:
+        return f"Slurm did not requeue job {job}: {done.stderr.strip()}"
+    return f"Slurm job {job} requeued"

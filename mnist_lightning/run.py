@@ -1,10 +1,13 @@
 """Run: a folder of checkpoints/, how it is made, named, found, held and compared."""
 
+import fcntl
 import json
 import os
 import re
 import sys
 import time
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +24,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self.name = self.folder.name
         self.config = self.folder / "config.yaml"
         self.last = self.folder / "last.ckpt"
         self.previous = self.folder / "previous.ckpt"  # what last.ckpt was before
@@ -29,10 +33,6 @@ class Run:
         self.result = self.folder / "test.json"
         self._job = self.folder / ".job"  # when it was trained the last time, and what was asked for
         self._held: int | None = None  # an open descriptor
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -44,32 +44,27 @@ class Run:
         """Makes the folder of a new run: `base`, else `base-2`, `base-3`, …; with `exact`, `base` or an error."""
         try:
             root.mkdir(parents=True, exist_ok=True)
-            for number in range(1, 100_000):
+            for number in count(1):
                 run = cls(root / (base if number == 1 else f"{base}-{number}"))
-                try:
+                with suppress(FileExistsError):
                     run.folder.mkdir()
-                except FileExistsError:
-                    if not exact:
-                        continue
-                    if not run._never_began():
-                        way = "continue it with --ckpt_path last, or choose another --run"
-                        raise UserError(f"the run {run} is there already: {way}") from None
-                return run
+                    return run
+                if exact:
+                    break
         except OSError as error:
             raise UserError(
                 f"no run folder can be made in {root}: {error.strerror}; see --trainer.default_root_dir"
             ) from error
-        raise UserError(f"there are too many runs called {base} in {root}")
-
-    def _never_began(self) -> bool:
-        """Whether it was killed before its first checkpoint."""
-        there = {file.name for file in self.folder.iterdir()} - {f".{self.config.name}.tmp"}  # half written
-        return not any(name.endswith(".ckpt") for name in there) and (not there or self.config.name in there)
+        if any(run.folder.glob("*.ckpt")) or (not run.config.exists() and any(run.folder.iterdir())):
+            raise UserError(
+                f"the run {run} is there already: continue it with --ckpt_path last, or choose another --run"
+            )
+        return run  # it was killed before its first checkpoint
 
     @classmethod
     def all(cls, root: Path) -> list[Self]:
         """The runs in `root`, by their names."""
-        return sorted(map(cls, (file.parent for file in root.glob("*/config.yaml"))), key=lambda run: run.name)
+        return [cls(file.parent) for file in sorted(root.glob("*/config.yaml"))]
 
     @classmethod
     def named(cls, root: Path, name: str) -> Self:
@@ -98,14 +93,14 @@ class Run:
         if by is None:
             return None
         runs = [cls(file.parent) for file in root.glob("*/.job")]
-        jobs = [(run, run._read_job()) for run in runs if by == "slurm" or not run.result.exists()]
-        own = [run for run, old in jobs if old.get("words") == job["words"] and old.get(by) == job[by]]
+        runs = [run for run in runs if by == "slurm" or not run.result.exists()]
+        own = [run for run in runs if all(run._read_job().get(key) == job[key] for key in ("words", by))]
         return max(own, key=cls._trained_at, default=None)
 
     def note_job(self, words: Any) -> None:
         """Notes that it is being trained now, and which job began it; `words`: what that was asked, as JSON has it."""
-        job = {key: value for key, value in self._read_job().items() if key in ("words", "slurm", "torchrun")}
-        write_whole(json.dumps((job or job_of(words)) | {"time": time.time()}) + "\n", self._job)
+        job = self._read_job() or job_of(words)
+        write_whole(json.dumps(job | {"time": time.time()}) + "\n", self._job)
 
     def _read_job(self) -> dict[str, Any]:
         try:
@@ -116,9 +111,7 @@ class Run:
 
     def _trained_at(self) -> float:
         at = self._read_job().get("time")
-        if isinstance(at, int | float):
-            return at
-        return self.config.stat().st_mtime if self.config.exists() else 0.0
+        return at if isinstance(at, int | float) else self.config.stat().st_mtime
 
     # ------------------------------------------------------------------ held
 
@@ -127,19 +120,20 @@ class Run:
 
         Waits so many seconds for another one: it may have been told to stop, and still be writing.
         """
-        if self._held is not None:
-            return
-        descriptor = os.open(self.folder, os.O_RDONLY)
+        self._held = os.open(self.folder, os.O_RDONLY)
         deadline = time.monotonic() + patience
-        try:
-            while not _locked(descriptor):
+        while True:
+            try:
+                return fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise UserError(f"{self} is being trained by another process: wait, or choose another --run")
+                    self.release()
+                    raise UserError(
+                        f"{self} is being trained by another process: wait, or choose another --run"
+                    ) from None
                 time.sleep(0.1)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._held = descriptor
+            except OSError:  # a file system without locks
+                return None
 
     def release(self) -> None:
         """Lets others write to the run."""
@@ -161,7 +155,7 @@ class Run:
                     "images before the end; use --ckpt_path last"
                 )
             return self.best
-        from mnist_lightning.training.checkpoints import position  # with it comes torch
+        from mnist_lightning.training.checkpoints import STATE, read_checkpoint  # with them comes torch
 
         good: dict[Path, tuple[int, ...]] = {}
         passed = []
@@ -169,30 +163,18 @@ class Run:
             if not file.exists() or any(file.samefile(other) for other in good):
                 continue
             try:
-                good[file] = position(file)
+                state = read_checkpoint(file)[STATE]
+                good[file] = state["epoch"], state["batch"], state["step"]
             except UserError as error:
                 passed.append(str(error).split("; ")[0])
         if not good:
-            why = "; ".join(passed) if passed else "no checkpoint has been written yet"
+            why = "; ".join(passed) or "no checkpoint has been written yet"
             raise UserError(f"{self} has no checkpoint to load ({why}): start a new run without --ckpt_path")
         file = max(good, key=lambda file: good[file])  # of equals the first
         if passed and is_first_process():
             for line in [*passed, f"continuing with {file}, the good one that is furthest on"]:
                 print(f"mnist_lightning: {line}", file=sys.stderr)
         return file
-
-
-def _locked(descriptor: int) -> bool:
-    """Whether this process has the lock now; True where there are none to be had."""
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # Windows; a file system without locks
-        return True
-    return True
 
 
 def run_and_file(root: Path, run_name: str | None, base: str | None, ckpt_path: str) -> tuple[Run | None, Path]:
@@ -216,41 +198,31 @@ def base_name(config: str | None, model: str | None) -> str | None:
 
 
 def differences(
-    checkpoint: dict[str, Any], model: Any, data: Any, ranks: int, precision: str, accumulate: int | None = None
+    checkpoint: dict[str, Any], model: Any, data: Any, ranks: int, precision: str, accumulate: int
 ) -> list[str]:
     """What a resumed training would do otherwise than the one that wrote the checkpoint, in the words of the flags.
 
-    Not compared: what changes no result (root, source and files, of which the images are compared), and steps
-    accumulated where a callback changes their number.
+    Not compared is what changes no result: root, source and files of the data, of which the images are compared.
     """
     from mnist_lightning.training.checkpoints import STATE, plain
 
-    state, found = checkpoint[STATE], []
-
-    def compare(flag: str, old: Any, new: Any) -> None:
-        if _lists(plain(old)) != _lists(plain(new)):
-            found.append(f"--{flag} was {old}, is {new}")
-
-    old = checkpoint.get("hyper_parameters", {})
-    for name, new in sorted(model.hparams.items()):
-        compare(f"model.{name}", old.get(name), new)
-    old = checkpoint.get("datamodule_hyper_parameters", {})
-    for name in ("normalize", "seed", "train_size", "val_size"):
-        compare(f"data.{name}", old.get(name), data.hparams.get(name))
-    size, old_size, old_ranks = (
-        data.hparams.get("batch_size", 0) * ranks,
-        state["global_batch_size"],
-        state["world_size"],
-    )
-    if size and old_size and old_ranks == ranks:
-        compare("data.batch_size", old_size // ranks, size // ranks)
-    elif size and old_size and size != old_size:
+    state = checkpoint[STATE]
+    old_model = checkpoint.get("hyper_parameters", {})
+    old_data = checkpoint.get("datamodule_hyper_parameters", {})
+    names = ["normalize", "seed", "train_size", "val_size"] + ["batch_size"] * (state["world_size"] == ranks)
+    compared = [(f"model.{name}", old_model.get(name), new) for name, new in sorted(model.hparams.items())]
+    compared += [(f"data.{name}", old_data.get(name), data.hparams.get(name)) for name in names]
+    compared += [
+        ("trainer.precision", state["precision"], precision),
+        ("trainer.accumulate_grad_batches", state["accumulate"], accumulate),
+    ]
+    found = [f"--{flag} was {old}, is {new}" for flag, old, new in compared if _lists(plain(old)) != _lists(plain(new))]
+    size, old_size = data.hparams.get("batch_size", 0) * ranks, state["global_batch_size"]
+    if state["world_size"] != ranks and size and old_size and size != old_size:
         found.append(
-            f"{old_ranks} processes had {old_size} images in a step together, {ranks} now have {size}: mend it with "
-            "--data.batch_size"
+            f"{state['world_size']} processes had {old_size} images in a step together, {ranks} now have {size}: mend "
+            "it with --data.batch_size"
         )
-    compare("trainer.precision", state["precision"], precision)
-    compare("trainer.accumulate_grad_batches", state["accumulate"], accumulate or state["accumulate"])
     return found
 
 

@@ -147,7 +147,7 @@ def test_which_run_and_file_are_meant(made, tmp_path):
 
 
 def test_a_restarted_job_finds_its_own_run(tmp_path, monkeypatch):
-    words = {"config": ["cnn"], "data": {"root": tmp_path}}
+    words = [["config", "cnn"], ["data.root", str(tmp_path)]]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     run = Run.new(tmp_path, "cnn")
     run.note_job(words)
@@ -174,7 +174,6 @@ def test_a_job_of_torchrun_that_is_finished_begins_anew(tmp_path, monkeypatch):
 
 def test_one_at_a_time(tmp_path):
     run, other = Run(tmp_path), Run(tmp_path)
-    run.hold()
     run.hold()
     with pytest.raises(UserError, match="is being trained by another process: wait, or choose another --run"):
         other.hold(patience=0)
@@ -293,7 +292,7 @@ def test_a_run_of_an_earlier_version_has_its_checkpoints(tmp_path):
 def resumed(checkpoint: dict, model: dict = {}, data: dict = {}, ranks: int = 1, **others) -> list[str]:  # noqa: B006
     model = SimpleNamespace(hparams=checkpoint["hyper_parameters"] | model)
     data = SimpleNamespace(hparams=checkpoint["datamodule_hyper_parameters"] | data)
-    return differences(checkpoint, model, data, ranks, others.pop("precision", "32-true"), **others)
+    return differences(checkpoint, model, data, ranks, **{"precision": "32-true", "accumulate": 1} | others)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +300,7 @@ def resumed(checkpoint: dict, model: dict = {}, data: dict = {}, ranks: int = 1,
     [
         ({}, []),
         ({"data": {"normalize": (0.1, 0.3), "root": "elsewhere"}}, []),  # as YAML reads it; of no effect
-        ({"data": {"batch_size": 5}, "ranks": 2, "accumulate": 1}, []),
+        ({"data": {"batch_size": 5}, "ranks": 2}, []),
         ({"model": {"lr": 0.5}}, ["--model.lr was 0.001, is 0.5"]),
         ({"data": {"val_size": 61, "batch_size": 20}}, [
             "--data.val_size was 60, is 61", "--data.batch_size was 10, is 20"
@@ -325,4 +324,4 @@ def test_of_own_classes_is_compared_what_can_be():
     del checkpoint["datamodule_hyper_parameters"]
     model, data = SimpleNamespace(hparams={"head": object()}), SimpleNamespace(hparams={"folder": "b"})
     assert checkpoint[STATE]["precision"] == "32-true"
-    assert differences(checkpoint, model, data, 1, "32-true") == []
+    assert differences(checkpoint, model, data, 1, "32-true", 1) == []

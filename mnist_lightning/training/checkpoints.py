@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from mnist_lightning.errors import UserError, first_line
@@ -26,20 +26,10 @@ NO_COMMENT = b"PK\x05\x06"  # where a zip archive without one has its end: 22 by
 GONE = {"gradient_clip_val", "seed"}  # settings of models that earlier checkpoints have
 
 
-# ---------------------------------------------------------------------- writing
+def write_checkpoint(checkpoint: dict[str, Any], path: Path, table: Path | None = None, **names: Path | None) -> None:
+    """Writes the file whole or not at all, durably; `names` are the others that `write_whole` gives it.
 
-
-def write_checkpoint(
-    checkpoint: dict[str, Any],
-    path: Path,
-    also: Path | None = None,
-    previous: Path | None = None,
-    table: Path | None = None,
-) -> None:
-    """Writes the file whole or not at all, durably.
-
-    `also` is a second name for it, given first; under `previous` lives on the one before, in case this one is damaged
-    later. `table` is a file whose length the checkpoint holds, synced before.
+    `table` is a file whose length the checkpoint holds, synced before.
     """
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
@@ -51,12 +41,12 @@ def write_checkpoint(
     try:
         if table is not None and table.exists():
             sync(table)
-        write_whole(buffer.getbuffer(), path, also, previous)
+        write_whole(buffer.getbuffer(), path, **names)
     except UserError as error:
         raise UserError(f"{error}, then go on from the last good checkpoint with --ckpt_path last") from error
 
 
-class DurableCheckpointIO(CheckpointIO):
+class DurableCheckpointIO(TorchCheckpointIO):
     """Lightning's way in and out of files.
 
     With `storage_options`, which are what `write_checkpoint` takes besides, a checkpoint is written in a thread while
@@ -93,14 +83,7 @@ class DurableCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         self.wait()  # Lightning's tuner saves and loads in a row, outside of any run
-        return _unpack(_sealed(_read(Path(path)), Path(path)), Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        self.wait()
-        Path(path).unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------------- reading
+        return read_weights(Path(path))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -108,22 +91,38 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises UserError, in one line, for a file that is missing, damaged, foreign or hostile.
     """
-    checkpoint = _unpack(_sealed(_read(path), path), path)
+    checkpoint = read_weights(path)
     if STATE not in checkpoint:
         raise UserError(f"{path} is not of a run of mnist_lightning: see --weights")
     return checkpoint
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint of a run, or what any Trainer wrote: of that count `state_dict` and `hyper_parameters`."""
+    """Likewise, also what any Trainer wrote: of that count `state_dict` and `hyper_parameters`."""
     data = _read(path)
-    return _unpack(data if data[-22:-18] == NO_COMMENT else _sealed(data, path), path)
+    try:
+        return load_plain(data)
+    except Exception as error:  # a file with the right checksum and the wrong content was made by somebody else
+        raise UserError(f"{path} is no checkpoint and was not loaded: {first_line(error)[:200]}") from error
 
 
-def position(path: Path) -> tuple[int, int, int]:
-    """How far a training was when it wrote this checkpoint: epochs done, mini-batches of the next, steps in all."""
-    state = read_checkpoint(path)[STATE]
-    return state["epoch"], state["batch"], state["step"]
+def _read(path: Path) -> bytes:
+    """The file's content, if its checksum is right or it is without one, as torch alone writes it."""
+    try:
+        if is_device(path):
+            raise UserError(f"{path} is a pipe or a device, no checkpoint: see --ckpt_path")
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} is no checkpoint of mnist_lightning: it is larger than any")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; see --ckpt_path") from error
+    if data[-22:-18] == NO_COMMENT:
+        return data
+    if not data[-COMMENT:].startswith(MARK):
+        raise UserError(f"{path} is damaged or no checkpoint of mnist_lightning; --ckpt_path last takes a good one")
+    if MARK + hashlib.sha256(memoryview(data)[:-COMMENT]).hexdigest().encode() != data[-COMMENT:]:
+        raise UserError(f"{path} is damaged: its checksum does not match; --ckpt_path last takes a good one")
+    return data
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
@@ -133,37 +132,6 @@ def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
             f"{path} was written by an earlier version of mnist_lightning, which trained in another way: it can be "
             "tested and used, not continued; start a new run without --ckpt_path"
         )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if is_device(path):
-            raise UserError(f"{path} is a pipe or a device, no checkpoint: see --ckpt_path")
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} is no checkpoint of mnist_lightning: it is larger than any")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}; see --ckpt_path") from error
-
-
-def _sealed(data: bytes, path: Path) -> bytes:
-    """The same, if the checksum is right."""
-    body, comment = memoryview(data)[:-COMMENT], data[-COMMENT:]
-    if not data.startswith(b"PK") or not comment.startswith(MARK):
-        raise UserError(f"{path} is damaged or no checkpoint of mnist_lightning; --ckpt_path last takes a good one")
-    if hashlib.sha256(body).hexdigest().encode() != comment[len(MARK) :]:
-        raise UserError(f"{path} is damaged: its checksum does not match; --ckpt_path last takes a good one")
-    return data
-
-
-def _unpack(data: bytes, path: Path) -> dict[str, Any]:
-    try:
-        return load_plain(data)
-    except Exception as error:  # a file with the right checksum and the wrong content was made by somebody else
-        raise UserError(f"{path} is no checkpoint and was not loaded: {first_line(error)[:200]}") from error
-
-
-# ---------------------------------------------------------------------- models
 
 
 def load_model(path: str | Path) -> DigitClassifier:
@@ -178,7 +146,7 @@ def load_model(path: str | Path) -> DigitClassifier:
 def model_of(checkpoint: dict[str, Any], path: Path) -> DigitClassifier:
     """The network that a checkpoint describes, with its weights."""
     model = check_model(checkpoint, path)(**_settings(checkpoint))
-    load_weights(model, checkpoint, path)
+    model.load_state_dict(checkpoint["state_dict"])
     return model
 
 
@@ -187,29 +155,23 @@ def check_model(checkpoint: dict[str, Any], path: Path) -> type[DigitClassifier]
 
     Spends no memory on what is described. Without a name, it is the class that takes settings and weights.
     """
-    name = checkpoint[STATE]["model"] if STATE in checkpoint else None
+    name = checkpoint.get(STATE, {}).get("model")
     if name is not None and name not in MODELS:
         raise UserError(
             f"{path} holds a model that is not of this project and is not imported from here: {name!r}; give its class "
             "and settings with --model"
         )
-    refusals = []
+    settings, weights, refusals = _settings(checkpoint), checkpoint["state_dict"], []
     for known in [name] if name else MODELS:
         try:
-            _try(MODELS[known], checkpoint)
+            if any(isinstance(value, list | tuple) and len(value) > len(weights) + 5 for value in settings.values()):
+                raise ValueError("more layers than weights")
+            with torch.device("meta"):
+                MODELS[known](**settings).load_state_dict(weights, assign=True)
             return MODELS[known]
         except Exception as error:  # settings of any kind, given to any constructor
             refusals.append(f"{path} describes no {known} of its weights: {first_line(error)[:200]}")
     raise UserError("; ".join(refusals))
-
-
-def _try(model_class: type[DigitClassifier], checkpoint: dict[str, Any]) -> None:
-    settings, weights = _settings(checkpoint), checkpoint["state_dict"]
-    if any(isinstance(value, list | tuple) and len(value) > len(weights) + 5 for value in settings.values()):
-        raise ValueError("more layers than weights")
-    with torch.device("meta"):
-        model = model_class(**settings)
-    model.load_state_dict(weights, assign=True)
 
 
 def _settings(checkpoint: dict[str, Any]) -> dict[str, Any]:

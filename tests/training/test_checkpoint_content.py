@@ -30,7 +30,7 @@ class Text(str):
         (np.float64(1.5), 1.5),
         (np.bool_(True), True),
         (np.str_("a"), "a"),
-        (np.array([1, 2], np.uint16), torch.tensor([1, 2])),
+        (np.array([1, 2], np.uint16), torch.tensor([1, 2], dtype=torch.uint16)),
         (np.array([1, 2], ">i4"), torch.tensor([1, 2], dtype=torch.int32)),
         (np.array([[0.5]]), torch.tensor([[0.5]], dtype=torch.float64)),
         (np.array(["a", "b"]), ["a", "b"]),
