@@ -55,7 +55,8 @@ class Run:
             raise UserError(
                 f"no run folder can be made in {root}: {error.strerror}; see --trainer.default_root_dir"
             ) from error
-        if any(run.folder.glob("*.ckpt")) or (not run.config.exists() and any(run.folder.iterdir())):
+        there = {file.name for file in run.folder.iterdir()} - {f".{run.config.name}.tmp"}  # half written
+        if any(name.endswith(".ckpt") for name in there) or (there and run.config.name not in there):
             raise UserError(
                 f"the run {run} is there already: continue it with --ckpt_path last, or choose another --run"
             )
@@ -197,31 +198,31 @@ def base_name(config: str | None, model: str | None) -> str | None:
     return model.rpartition(".")[2].lower() if model else None
 
 
-def differences(
-    checkpoint: dict[str, Any], model: Any, data: Any, ranks: int, precision: str, accumulate: int
-) -> list[str]:
+def differences(checkpoint: dict[str, Any], model: Any, data: Any, trainer: Any) -> list[str]:
     """What a resumed training would do otherwise than the one that wrote the checkpoint, in the words of the flags.
 
     Not compared is what changes no result: root, source and files of the data, of which the images are compared.
     """
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
     from mnist_lightning.training.checkpoints import STATE, plain
 
     state = checkpoint[STATE]
     old_model = checkpoint.get("hyper_parameters", {})
     old_data = checkpoint.get("datamodule_hyper_parameters", {})
-    names = ["normalize", "seed", "train_size", "val_size"] + ["batch_size"] * (state["world_size"] == ranks)
+    same_ranks = state["world_size"] == trainer.world_size
+    names = ["normalize", "seed", "train_size", "val_size"] + ["batch_size"] * same_ranks
     compared = [(f"model.{name}", old_model.get(name), new) for name, new in sorted(model.hparams.items())]
     compared += [(f"data.{name}", old_data.get(name), data.hparams.get(name)) for name in names]
-    compared += [
-        ("trainer.precision", state["precision"], precision),
-        ("trainer.accumulate_grad_batches", state["accumulate"], accumulate),
-    ]
+    compared += [("trainer.precision", state["precision"], str(trainer.precision))]
+    if not any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+        compared += [("trainer.accumulate_grad_batches", state["accumulate"], trainer.accumulate_grad_batches)]
     found = [f"--{flag} was {old}, is {new}" for flag, old, new in compared if _lists(plain(old)) != _lists(plain(new))]
-    size, old_size = data.hparams.get("batch_size", 0) * ranks, state["global_batch_size"]
-    if state["world_size"] != ranks and size and old_size and size != old_size:
+    size, old_size = data.hparams.get("batch_size", 0) * trainer.world_size, state["global_batch_size"]
+    if not same_ranks and size and old_size and size != old_size:
         found.append(
-            f"{state['world_size']} processes had {old_size} images in a step together, {ranks} now have {size}: mend "
-            "it with --data.batch_size"
+            f"{state['world_size']} processes had {old_size} images in a step together, {trainer.world_size} now have "
+            f"{size}: mend it with --data.batch_size"
         )
     return found
 

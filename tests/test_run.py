@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from samples import content, content_of_3207afc, trained
 
 from mnist_lightning.errors import UserError
@@ -56,6 +57,8 @@ def test_a_second_run_gets_a_number(tmp_path):
 def test_a_run_by_name_is_made_once(tmp_path):
     run = Run.new(tmp_path, "a", exact=True)
     assert Run.new(tmp_path, "a", exact=True).folder == run.folder  # it never began
+    (run.folder / ".config.yaml.tmp").touch()  # nor when it was killed in the middle of writing its settings
+    assert Run.new(tmp_path, "a", exact=True).folder == run.folder
     run.config.touch()
     assert Run.new(tmp_path, "a", exact=True).folder == run.folder
     run.last.touch()
@@ -289,10 +292,15 @@ def test_a_run_of_an_earlier_version_has_its_checkpoints(tmp_path):
 # ---------------------------------------------------------------------- compared
 
 
-def resumed(checkpoint: dict, model: dict = {}, data: dict = {}, ranks: int = 1, **others) -> list[str]:  # noqa: B006
+def trainer(**changes) -> SimpleNamespace:
+    usual = {"world_size": 1, "precision": "32-true", "accumulate_grad_batches": 1, "callbacks": []}
+    return SimpleNamespace(**usual | changes)
+
+
+def resumed(checkpoint: dict, model: dict = {}, data: dict = {}, **changes) -> list[str]:  # noqa: B006
     model = SimpleNamespace(hparams=checkpoint["hyper_parameters"] | model)
     data = SimpleNamespace(hparams=checkpoint["datamodule_hyper_parameters"] | data)
-    return differences(checkpoint, model, data, ranks, **{"precision": "32-true", "accumulate": 1} | others)
+    return differences(checkpoint, model, data, trainer(**changes))
 
 
 @pytest.mark.parametrize(
@@ -300,15 +308,16 @@ def resumed(checkpoint: dict, model: dict = {}, data: dict = {}, ranks: int = 1,
     [
         ({}, []),
         ({"data": {"normalize": (0.1, 0.3), "root": "elsewhere"}}, []),  # as YAML reads it; of no effect
-        ({"data": {"batch_size": 5}, "ranks": 2}, []),
+        ({"data": {"batch_size": 5}, "world_size": 2}, []),
+        ({"accumulate_grad_batches": 2, "callbacks": [GradientAccumulationScheduler({3: 2})]}, []),  # it changes that
         ({"model": {"lr": 0.5}}, ["--model.lr was 0.001, is 0.5"]),
         ({"data": {"val_size": 61, "batch_size": 20}}, [
             "--data.val_size was 60, is 61", "--data.batch_size was 10, is 20"
         ]),
-        ({"ranks": 3}, [
+        ({"world_size": 3}, [
             "1 processes had 10 images in a step together, 3 now have 30: mend it with --data.batch_size"
         ]),
-        ({"precision": "bf16-mixed", "accumulate": 2}, [
+        ({"precision": "bf16-mixed", "accumulate_grad_batches": 2}, [
             "--trainer.precision was 32-true, is bf16-mixed", "--trainer.accumulate_grad_batches was 1, is 2"
         ]),
     ],
@@ -324,4 +333,4 @@ def test_of_own_classes_is_compared_what_can_be():
     del checkpoint["datamodule_hyper_parameters"]
     model, data = SimpleNamespace(hparams={"head": object()}), SimpleNamespace(hparams={"folder": "b"})
     assert checkpoint[STATE]["precision"] == "32-true"
-    assert differences(checkpoint, model, data, 1, "32-true", 1) == []
+    assert differences(checkpoint, model, data, trainer()) == []
