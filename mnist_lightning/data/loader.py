@@ -5,7 +5,6 @@ position in the data is therefore two integers, a resume is exact, and ranks nei
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
@@ -22,20 +21,11 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def global_seed() -> int:
-    """The seed given to Lightning's `seed_everything`, or 0."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))
-
-
 def seed_generators(device: torch.device, seed: int) -> None:
     """`torch.manual_seed` for just the generators that a step draws from: 1 us instead of 20."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-
-
-def unchanged(images: Tensor) -> Tensor:
-    return images
 
 
 class TensorLoader:
@@ -54,7 +44,7 @@ class TensorLoader:
         subset: Tensor | None = None,
         *,
         batch_size: int,
-        prepare: Callable[[Tensor], Tensor] = unchanged,
+        prepare: Callable[[Tensor], Tensor] | None = None,
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
@@ -62,14 +52,12 @@ class TensorLoader:
     ) -> None:
         self.images, self.labels, self.subset = images, labels, subset
         self.size = len(labels) if subset is None else len(subset)
-        self.prepare = prepare
-        self.shuffle, self.seed = shuffle, seed
+        self.prepare, self.shuffle, self.seed = prepare, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.global_batch_size = batch_size * world_size
         self.at_once = max(1, AT_ONCE // batch_size)  # mini-batches
-        self.epoch = 0
-        self.batch = 0  # mini-batches of this epoch that have been handed out
-        self._begun = self._told = self._resumes = False
+        self.epoch = self.batch = 0  # the place: `batch` mini-batches of this epoch have been handed out
+        self._start: int | None = 0  # where in this epoch the next `iter` starts; None: with the next epoch
 
     # Lightning tells the epoch to what it finds as the sampler, at every epoch and after a resume.
     sampler = batch_sampler = property(lambda self: self)
@@ -77,8 +65,8 @@ class TensorLoader:
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
-            self.epoch, self.batch, self._resumes = epoch, 0, False
-        self._told = True
+            self.epoch, self.batch, self._start = epoch, 0, 0
+        self._start = self._start or 0
 
     def state_dict(self) -> dict[str, int]:
         if self.batch >= len(self):
@@ -86,21 +74,23 @@ class TensorLoader:
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.batch = state["epoch"], state["batch"]
-        self._told = self._resumes = True
+        self.epoch = state["epoch"]
+        self.batch = self._start = state["batch"]
 
     def __len__(self) -> int:
         return -(-self.size // self.global_batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._begun and not self._told:
+        if self._start is None:
             self.epoch += 1
-        self.batch = self.batch if self._resumes else 0
-        self._begun, self._told, self._resumes = True, False, False
+        self.batch, self._start = self._start or 0, None
         order = self.order(self.epoch)
         while self.batch < len(self):
-            positions, sizes = self._share(order, self.batch, min(self.batch + self.at_once, len(self)), self.rank)
-            images, labels = self.prepare(self._gathered(positions)), self.labels.index_select(0, positions).long()
+            positions, sizes = self._share(order, self.batch, self.batch + self.at_once, self.rank)
+            # gathering flat rows is several times faster than gathering [28, 28] pictures
+            images = self.images.flatten(1).index_select(0, positions).view(-1, *self.images.shape[1:])
+            images = images if self.prepare is None else self.prepare(images)
+            labels = self.labels.index_select(0, positions).long()
             for pair in zip(images.split(sizes), labels.split(sizes), strict=True):
                 self.batch += 1
                 yield pair
@@ -118,7 +108,7 @@ class TensorLoader:
 
     def positions(self, batches: int, rank: int) -> Tensor:
         """Which images of the data set the first so many mini-batches of this epoch have on a rank, int32 [n]."""
-        return self._share(self.order(self.epoch), 0, min(batches, len(self)), rank)[0]
+        return self._share(self.order(self.epoch), 0, batches, rank)[0]
 
     def images_after(self, batches: int, batches_an_epoch: int) -> int:
         """Images that all ranks together have seen after so many mini-batches from the start of the training."""
@@ -128,23 +118,14 @@ class TensorLoader:
 
     def weight(self, batch: int) -> float:
         """How many times its even share of a mini-batch's images this rank has: 1 but for the last."""
-        rest = self.size - batch * self.global_batch_size
-        return 1.0 if rest >= self.global_batch_size else self._part(rest, self.rank) * self.world_size / rest
+        images = min(self.size - batch * self.global_batch_size, self.global_batch_size)
+        return len(range(self.rank, images, self.world_size)) * self.world_size / images
 
-    def _part(self, images: int, rank: int) -> int:
-        return images // self.world_size + (rank < images % self.world_size)
-
-    def _share(self, order: Tensor, start: int, end: int, rank: int) -> tuple[Tensor, list[int]]:
+    def _share(self, order: Tensor, start: int, end: int, rank: int) -> tuple[Tensor, int | list[int]]:
         """A rank's images of the mini-batches from `start` to `end`, and how many each has."""
-        size, ranks = self.global_batch_size, self.world_size
+        size = self.global_batch_size
         positions = order[start * size : end * size]
-        full, rest = divmod(len(positions), size)
-        sizes = [size // ranks] * full + [self._part(rest, rank)] * bool(rest)
-        if ranks > 1:
-            whole = positions[: full * size].view(full, ranks, size // ranks)[:, rank].reshape(sum(sizes[:full]))
-            positions = torch.cat([whole, positions[full * size :].tensor_split(ranks)[rank]])
-        return positions, sizes
-
-    def _gathered(self, positions: Tensor) -> Tensor:
-        # gathering flat rows is several times faster than gathering [28, 28] pictures
-        return self.images.flatten(1).index_select(0, positions).view(-1, *self.images.shape[1:])
+        if self.world_size == 1:
+            return positions, size
+        parts = [batch.tensor_split(self.world_size)[rank] for batch in positions.split(size)]
+        return torch.cat(parts), [len(part) for part in parts]

@@ -2,15 +2,15 @@
 
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from mnist_lightning.data.loader import TensorLoader, global_seed
+from mnist_lightning.data.loader import TensorLoader
 from mnist_lightning.data.sources import Digits, download, find_idx, read_idx, read_text
 from mnist_lightning.data.synthetic import synthetic_digits
 from mnist_lightning.errors import BadSetting, UserError
@@ -18,7 +18,6 @@ from mnist_lightning.errors import BadSetting, UserError
 EVAL_BATCH_SIZE = 2500  # 8 MB of floats, which a processor's cache holds; Lightning's cost per batch hardly shows
 FILE = {"train": "train", "val": "train", "test": "test"}  # validation images come from the training set
 SPLIT_SEED = 0  # the validation images stay the same whatever the seed of the training is
-PART = 1_000_000  # images looked at together to find those that are not held out
 SAMPLE = 60_000  # images looked at for mean and standard deviation; all of MNIST's
 
 
@@ -40,6 +39,8 @@ class MNISTDataModule(LightningDataModule):
         test_each_epoch: Also evaluate the test images each epoch, as articles plot them; never used to choose.
     """
 
+    classes = 10  # whichever of them the files hold
+
     def __init__(
         self,
         root: str | None = None,
@@ -54,26 +55,22 @@ class MNISTDataModule(LightningDataModule):
         test_each_epoch: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("val_size", val_size, 0),
-            ("train_size", train_size, 1),
-        ):
+        self.save_hyperparameters(logger=False)  # the logger would mix them with the model's
+        for name, least in (("batch_size", 1), ("val_size", 0), ("train_size", 1)):
+            value = self.hparams[name]
             if value is not None and value < least:
                 raise BadSetting(f"--data.{name} is {value}; it must be at least {least}")
-        if not isinstance(normalize, str) and normalize[1] <= 0:
-            raise BadSetting(f"--data.normalize: the standard deviation is {normalize[1]}; it must be above 0")
         if source == "text" and not (train_file or test_file):
             raise BadSetting("--data.source text needs --data.train_file and --data.test_file")
-        self.save_hyperparameters(logger=False)  # the logger would mix them with the model's
-        self.hparams["seed"] = global_seed() if seed is None else seed
+        if seed is None:
+            self.hparams["seed"] = int(os.environ.get("PL_GLOBAL_SEED", 0))  # that of Lightning's seed_everything
+        self.mean_std: tuple[float, float] | None = (0.0, 1.0) if normalize == "none" else None
+        if not isinstance(normalize, str):
+            self.mean_std = (float(normalize[0]), float(normalize[1]))
+            if normalize[1] <= 0:
+                raise BadSetting(f"--data.normalize: the standard deviation is {normalize[1]}; it must be above 0")
         self.root = Path(root or os.environ.get("MNIST_ROOT") or "data")
         self.source = source  # becomes what `auto` was resolved to
-        self.mean_std: tuple[float, float] | None = None
-        if normalize == "none":
-            self.mean_std = (0.0, 1.0)
-        elif not isinstance(normalize, str):
-            self.mean_std = (float(normalize[0]), float(normalize[1]))
         self.download_problem: str | None = None  # why `auto` fell back to synthetic digits
         self.expected_fingerprint: str | None = None  # a resumed run's training images
         self._fingerprint: str | None = None
@@ -95,44 +92,35 @@ class MNISTDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         training = stage in ("fit", "validate")
         if training or self.mean_std is None:
-            self._divide(self._load("train"))
+            self._divide(self.read("train"))
         if not training or self.hparams["test_each_epoch"]:
-            self._load("test")
+            self.read("test")
             self._subsets["test"] = None
         if self.mean_std is None:
-            self.mean_std = _mean_std(self._load("train").images)
+            self.mean_std = _mean_std(self.read("train").images)
         if stage == "fit" and self.expected_fingerprint not in (None, self.fingerprint()):
             raise UserError(
                 "the training images are not those that the checkpoint was trained on: give the same --data.root "
                 "and --data.source, or start a new run without --ckpt_path"
             )
 
-    @property
-    def classes(self) -> int:
-        """Number of classes: ten, whichever of them the files hold."""
-        return 10
-
-    def _load(self, split: str) -> Digits:
-        if split not in self._digits:
-            self._digits[split] = self.read(split)
-        return self._digits[split]
-
     def read(self, split: str) -> Digits:
-        """All images of "train" or "test", from wherever they come."""
+        """All images of "train" or "test", from wherever they come, read once."""
+        if split in self._digits:
+            return self._digits[split]
         if self.source == "auto":
             self.source = "synthetic" if find_idx(self.root) is None else "mnist"
         if self.source == "synthetic":
             count, seed = (60_000, 0) if split == "train" else (10_000, 1)
-            return Digits(*synthetic_digits(count, seed))
-        if self.source == "text":
-            file = self.hparams[f"{split}_file"]
-            if file is None:
-                raise BadSetting(f"--data.source text needs --data.{split}_file")
-            return read_text(Path(file))
-        folder = find_idx(self.root)
-        if folder is None:
-            raise UserError(f"no MNIST in {self.root}: set --data.root to the folder that holds its four files")
-        return read_idx(folder, split)
+            digits = Digits(*synthetic_digits(count, seed))
+        elif self.source == "mnist":
+            digits = read_idx(self.root, split)
+        elif file := self.hparams[f"{split}_file"]:
+            digits = read_text(Path(file))
+        else:
+            raise BadSetting(f"--data.source text needs --data.{split}_file")
+        self._digits[split] = digits
+        return digits
 
     def _divide(self, train: Digits) -> None:
         """Chooses the validation images at random from all training images; the rest keeps its order."""
@@ -142,71 +130,56 @@ class MNISTDataModule(LightningDataModule):
             raise BadSetting(f"--data.val_size is {val_size}, but there are only {images} training images")
         if train_size is not None and train_size > images - val_size:
             raise BadSetting(f"--data.train_size is {train_size}, but only {images - val_size} images are there")
-        if val_size == 0:
-            self._subsets["train"] = None if train_size in (None, images) else torch.arange(train_size).int()
-            self._subsets["val"] = torch.arange(0).int()
+        if val_size == 0 and train_size in (None, images):
+            self._subsets |= {"val": torch.arange(0), "train": None}  # at no cost, however many images there are
             return
         generator = torch.Generator().manual_seed(SPLIT_SEED)
         held_out = torch.randperm(images, generator=generator, dtype=torch.int32)[:val_size].sort().values
-        kept = torch.ones(images, dtype=torch.bool)
-        kept[held_out] = False
-        self._subsets["val"] = held_out
-        rest, done = torch.empty(images - val_size, dtype=torch.int32), 0
-        for start in range(0, images, PART):  # int64 positions of all would be the largest tensor of the program
-            found = kept[start : start + PART].nonzero().flatten() + start
-            rest[done : done + len(found)] = found
-            done += len(found)
-        self._subsets["train"] = rest[:train_size]
+        rest = np.delete(np.arange(images, dtype=np.int32), held_out.numpy())
+        self._subsets |= {"val": held_out, "train": torch.from_numpy(rest)[:train_size]}
 
     # ------------------------------------------------------------------ from tensors to batches
 
     def train_dataloader(self) -> TensorLoader:
-        return self._loader(
-            "train",
-            batch_size=self.hparams["batch_size"],
-            shuffle=self.trainer is None or not self.trainer.overfit_batches,
-            seed=self.hparams["seed"],
-        )
+        return self._loader("train")
 
     def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
         """The held-out images; with `test_each_epoch` the test images after them."""
-        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        if self.hparams["test_each_epoch"] and fitting:
-            return [self._loader(split, batch_size=self._eval_batch_size) for split in ("val", "test")]
-        return self._loader("val", batch_size=self._eval_batch_size) if self.hparams["val_size"] else []
+        if self.hparams["test_each_epoch"] and self.trainer is not None and self.trainer.state.fn == "fit":
+            return [self._loader("val"), self._loader("test")]
+        return self._loader("val") if self.hparams["val_size"] else []
 
     def test_dataloader(self) -> TensorLoader:
-        return self._loader("test", batch_size=self._eval_batch_size)
+        return self._loader("test")
 
     predict_dataloader = test_dataloader
-
-    @property
-    def _eval_batch_size(self) -> int:
-        """Large, unless somebody counts batches: --trainer.limit_val_batches and the like mean those of training."""
-        trainer: Any = self.trainer
-        kinds = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")
-        counted = trainer is not None and any(repr(getattr(trainer, kind)) != "1.0" for kind in kinds)
-        return self.hparams["batch_size"] if counted else EVAL_BATCH_SIZE
 
     def labels(self, split: str) -> Tensor:
         """Labels of "train", "val" or "test", uint8 [N]."""
         labels, subset = self._digits[FILE[split]].labels, self._subsets[split]
         return labels if subset is None else labels[subset]
 
-    def _loader(self, split: str, **options: Any) -> TensorLoader:
-        if split not in self._subsets:  # no Trainer has called it
+    def _loader(self, split: str) -> TensorLoader:
+        file, training, trainer = FILE[split], split == "train", self.trainer
+        if split not in self._subsets:  # no Trainer has called setup
             self.prepare_data()
             self.setup("test" if split == "test" else "fit")
-        trainer = self.trainer
+        digits = self._digits[file]
         if trainer is not None:
-            options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
             device = trainer.strategy.root_device
-            digits = self._digits[FILE[split]]
             # 55 MB for all of MNIST; a set that would crowd the model out stays in main memory
             if device.type == "cuda" and digits.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-                self._digits[FILE[split]] = Digits(*(tensor.to(device) for tensor in digits))
-        images, labels = self._digits[FILE[split]]
-        return TensorLoader(images, labels, self._subsets[split], prepare=self.normalized, **options)
+                digits = self._digits[file] = Digits(*(tensor.to(device) for tensor in digits))
+        return TensorLoader(
+            *digits,
+            self._subsets[split],
+            batch_size=self.hparams["batch_size"] if training else EVAL_BATCH_SIZE,
+            prepare=self.normalized,
+            shuffle=training and not (trainer and trainer.overfit_batches),
+            seed=self.hparams["seed"],
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
 
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 [n, 28, 28] -> float32 [n, 1, 28, 28] with the mean and standard deviation of this data."""
@@ -237,22 +210,16 @@ class MNISTDataModule(LightningDataModule):
 
 def _mean_std(images: Tensor) -> tuple[float, float]:
     """Mean and standard deviation of a pixel in [0, 1], of at most SAMPLE images, to four decimals."""
-    total, squares, count = 0.0, 0.0, 0
-    for part in _spread(images, SAMPLE, 1000):
-        pixels = part.float().div_(255)
-        total, squares, count = (
-            total + pixels.sum().item(),
-            squares + pixels.square_().sum().item(),
-            count + pixels.numel(),
-        )
-    mean = total / count
-    return round(mean, 4), max(round((squares / count - mean**2) ** 0.5, 4), 1e-4)
+    counts = torch.stack([part.flatten().bincount(minlength=256) for part in _spread(images, SAMPLE, 1000)]).sum(0)
+    share, level = counts.double() / counts.sum(), torch.arange(256).double() / 255
+    mean = float(share @ level)
+    return round(mean, 4), max(round(float(share @ (level - mean) ** 2) ** 0.5, 4), 1e-4)
 
 
-def _spread(images: Tensor, most: int, size: int) -> Iterator[Tensor]:
+def _spread(images: Tensor, most: int, size: int) -> tuple[Tensor, ...]:
     """Parts of `size` images, all of them or evenly spaced ones with `most` images in all.
 
     Parts, because single images all over a mapped file would each cost a read of the disk.
     """
     parts = images.split(size)
-    return iter(parts if len(images) <= most else parts[:: -(-len(parts) * size // most)])
+    return parts if len(images) <= most else parts[:: -(-len(parts) * size // most)]
