@@ -7,10 +7,7 @@ out, so that no file costs memory or time out of proportion to its size.
 import gzip
 import hashlib
 import math
-import mmap
 import os
-import queue
-import stat
 import struct
 import tempfile
 import threading
@@ -39,8 +36,7 @@ class Digits(NamedTuple):
 def _reading(path: Path) -> Iterator[BinaryIO]:
     """The open file; what goes wrong while it is read becomes a UserError."""
     try:
-        # Opening a pipe would wait for ever, and a device like /dev/zero has no end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if path.exists() and not path.is_file():  # a pipe would be waited for, and /dev/zero has no end
             raise UserError(f"{path} is a folder or a device, not a file: put the data file there")
         with open(path, "rb") as file:
             yield file
@@ -50,38 +46,34 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path} cannot be read ({exc.strerror or exc}): check path and permissions") from exc
 
 
-# Images and labels of each split. QMNIST's labels are rows of eight numbers, the first of which is the class.
-_MNIST = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
-_QMNIST = {
-    "train": ("qmnist-train-images-idx3-ubyte", "qmnist-train-labels-idx2-int"),
-    "test": ("qmnist-test-images-idx3-ubyte", "qmnist-test-labels-idx2-int"),
-}
+# Images and labels to train on, then to test on. QMNIST's labels are rows of eight numbers, first of them the class.
+_MNIST = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_QMNIST = (
+    *("qmnist-train-images-idx3-ubyte", "qmnist-train-labels-idx2-int"),
+    *("qmnist-test-images-idx3-ubyte", "qmnist-test-labels-idx2-int"),
+)
 _DEFLATE_RATIO = 1032  # no deflate stream unpacks to more than this many times its size
 
 
-def _survey(folder: Path) -> tuple[dict[str, tuple[str, str]], dict[str, Path]]:
-    """The family (MNIST or QMNIST) that the folder holds most files of, and the paths of those files."""
-    try:
-        held = set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        held = set()
-    except OSError as exc:
-        raise UserError(f"{folder} cannot be listed ({exc.strerror}): check its permissions") from exc
-
-    def present(family: dict[str, tuple[str, str]]) -> dict[str, Path]:
-        ends = [(name, end) for pair in family.values() for name in pair for end in (".gz", "")]
-        return {name: folder / (name + end) for name, end in ends if name + end in held}  # plain, last, wins
-
-    return max(((family, present(family)) for family in (_MNIST, _QMNIST)), key=lambda found: len(found[1]))
+def _survey(folder: Path) -> tuple[tuple[str, ...], dict[str, Path]]:
+    """The four names of the family, and the paths of those there, in the one place that has most of a family."""
+    surveys = []
+    for place in (folder, folder / "MNIST" / "raw"):  # torchvision's
+        try:
+            held = set(os.listdir(place))
+        except (FileNotFoundError, NotADirectoryError):
+            held = set()
+        except OSError as exc:
+            raise UserError(f"{place} cannot be listed ({exc.strerror}): check its permissions") from exc
+        for names in (_MNIST, _QMNIST):
+            ends = [(name, end) for end in (".gz", "") for name in names]  # a plain file, coming later, wins
+            surveys.append((names, {name: place / (name + end) for name, end in ends if name + end in held}))
+    return max(surveys, key=lambda survey: len(survey[1]))
 
 
 def find_idx(folder: Path) -> Path | None:
     """`folder`, or torchvision's subfolder of it, whichever holds any (or more) of the four files."""
-    best = max((folder, folder / "MNIST" / "raw"), key=lambda place: len(_survey(place)[1]))
-    return best if _survey(best)[1] else None
+    return next((path.parent for path in _survey(folder)[1].values()), None)
 
 
 def read_idx(folder: Path, split: str) -> Digits:
@@ -90,21 +82,19 @@ def read_idx(folder: Path, split: str) -> Digits:
     Plain images are mapped, not read: they cost no memory until used, and are then file-backed pages that
     processes share. (So the file must not be cut short while in use.)
     """
-    place = find_idx(folder)
-    if place is None:
+    names, paths = _survey(folder)
+    if not paths:
         raise UserError(f"{folder} holds none of MNIST's four files: set --data.root to where they are")
-    family, paths = _survey(place)
-    missing = [name for pair in family.values() for name in pair if name not in paths]
-    if missing:
-        raise UserError(f"{place} holds {len(paths)} of 4 files: add {', '.join(missing)} (plain or .gz)")
-    image_path, label_path = (paths[name] for name in family[split])
+    if missing := ", ".join(name for name in names if name not in paths):
+        raise UserError(f"{find_idx(folder)} holds {len(paths)} of 4 files: add {missing} (plain or .gz)")
+    image_path, label_path = (paths[name] for name in (names[:2] if split == "train" else names[2:]))
 
-    images = _read_idx_file(image_path, "images", magic=0x803, shape=(28, 28), width=1).view(-1, 28, 28)
-    if label_path.name.startswith("qmnist"):
-        rows = _read_idx_file(label_path, "labels", magic=0xC02, shape=(8,), width=4).view(-1, 8, 4)
-        labels = rows[:, 0].flip(1).contiguous().view(torch.int32).view(-1)  # from big-endian
+    images = _read_idx_file(image_path, "images", magic=0x803, shape=(28, 28)).view(-1, 28, 28)
+    if names is _QMNIST:
+        rows = _read_idx_file(label_path, "labels", magic=0xC02, shape=(8,), width=4).view(-1, 32)
+        labels = rows[:, :4].flip(1).contiguous().view(torch.int32).flatten()  # from big-endian
     else:
-        labels = _read_idx_file(label_path, "labels", magic=0x801, shape=(), width=1)
+        labels = _read_idx_file(label_path, "labels", magic=0x801, shape=())
 
     if len(images) != len(labels):
         counts = f"{len(images)} images but {label_path.name} {len(labels)} labels"
@@ -116,7 +106,7 @@ def read_idx(folder: Path, split: str) -> Digits:
     return Digits(images, labels.to(torch.uint8))
 
 
-def _read_idx_file(path: Path, kind: str, magic: int, shape: tuple[int, ...], width: int) -> torch.Tensor:
+def _read_idx_file(path: Path, kind: str, magic: int, shape: tuple[int, ...], width: int = 1) -> torch.Tensor:
     """The bytes after the header, flat. `shape` is that of one item, `width` the bytes of one number."""
     header = struct.Struct(f">{2 + len(shape)}I")
     with _reading(path) as raw:
@@ -138,7 +128,8 @@ def _read_idx_file(path: Path, kind: str, magic: int, shape: tuple[int, ...], wi
         if count == 0:
             raise UserError(f"{path} holds 0 {kind}, expected at least 1: get it anew")
 
-        total = header.size + count * math.prod(shape) * width
+        body = count * math.prod(shape) * width
+        total = header.size + body
         claim = f"{path} announces {count} {kind}, {total} bytes"
         if packed and total > size * _DEFLATE_RATIO:
             raise UserError(f"{claim}, more than a gzip file of {size} bytes can hold: get it anew")
@@ -146,19 +137,15 @@ def _read_idx_file(path: Path, kind: str, magic: int, shape: tuple[int, ...], wi
             raise UserError(f"{claim}, but has {size} bytes: get it anew")
         if not packed and kind == "images":
             # A private mapping: works on a read-only file, and a write to the tensor never reaches the file.
-            mapped = mmap.mmap(raw.fileno(), total, access=mmap.ACCESS_COPY)
-            return torch.frombuffer(mapped, dtype=torch.uint8, offset=header.size)
+            return torch.from_file(str(path), size=total, dtype=torch.uint8)[header.size :]
 
         # Grown by what is there, not allocated by what the header claims; the tensor then uses it as it is.
         content = bytearray()
-        left = total - header.size
-        while piece := file.read(min(left, 1 << 18)):
+        while len(content) <= body and (piece := file.read(1 << 18)):  # at its end gzip compares the checksum
             content += piece
-            left -= len(piece)
-        if left:
-            raise UserError(f"{claim}, but ends after {total - left} bytes: get it anew")
-        if file.read(1):  # also what makes gzip compare its checksum
-            raise UserError(f"{claim}, but goes on after that: get it anew")
+        if len(content) != body:
+            end = "goes on after that" if len(content) > body else f"ends after {header.size + len(content)} bytes"
+            raise UserError(f"{claim}, but {end}: get it anew")
     return torch.frombuffer(content, dtype=torch.uint8)
 
 
@@ -208,38 +195,39 @@ def _fetch(url: str, md5: str, silence: float, deadline: float) -> bytearray:
     In a thread of its own, since a socket's time limit covers neither the look-up of a name, nor several
     addresses that hang one after the other, nor headers that drip in byte by byte.
     """
-    pieces: queue.Queue[bytes | Exception] = queue.Queue()
-    given_up = threading.Event()
+    body = bytearray()
+    problems: list[Exception] = []
 
     def receive() -> None:
         try:
-            with urllib.request.urlopen(url, timeout=2 * silence) as response:  # the queue's time ends first
-                while not given_up.is_set() and (piece := response.read1(1 << 16)):
-                    pieces.put(piece)
-            pieces.put(b"")
+            with urllib.request.urlopen(url, timeout=2 * silence) as response:  # given up before that
+                while piece := response.read1(1 << 16):
+                    body.extend(piece)
+                    if len(body) > 1 << 24:  # the largest of the four files has 9.9 MB
+                        raise ValueError("sends far more than MNIST")
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("too slow")
         except Exception as exc:
-            pieces.put(exc)
+            problems.append(exc)
 
-    threading.Thread(target=receive, daemon=True).start()
-    body = bytearray()
-    try:
-        while piece := pieces.get(timeout=max(0.0, min(silence, deadline - time.monotonic()))):
-            if isinstance(piece, Exception):
-                raise piece
-            body += piece
-            if len(body) > 1 << 24:  # the largest of the four files has 9.9 MB
-                raise ValueError("sends far more than MNIST")
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {silence:.3g} s, or too slow") from None
-    finally:
-        given_up.set()
+    thread = threading.Thread(target=receive, daemon=True)
+    thread.start()
+    seen = -1
+    while thread.is_alive() and len(body) > seen:
+        seen = len(body)
+        thread.join(silence)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {silence:.3g} s, or too slow")
+    if problems:
+        raise problems[0]
     if hashlib.md5(body, usedforsecurity=False).hexdigest() != md5:
         raise ValueError(f"wrong checksum of {url.rsplit('/', 1)[-1]}")
     return body
 
 
-# Looking each value up is as fast as int(), and strict: int() also takes "1_0", "+1" and Arabic digits.
-_BYTE = {b"%d" % value: value for value in range(256)}
+# Looking each value up is faster than int(), and strict: int() also takes "1_0", "+1" and Arabic digits.
+_TEXT = [b"%d" % value for value in range(256)]
+_BYTE = {text: value for value, text in enumerate(_TEXT)}
 _LONGEST_LINE = 8192  # 785 values take 3140 bytes
 _FORMAT = "a line takes 784 pixels and the label, parted by tabs"
 
@@ -261,8 +249,14 @@ def read_text(path: Path) -> Digits:
                 raise UserError(f"{path}, line {number} has {len(values)} values, expected 785: {_FORMAT}")
             try:
                 row = bytes(map(_BYTE.__getitem__, values))
-            except KeyError:
-                row = _row_with_oddities(values, f"{path}, line {number}")
+            except KeyError:  # blanks and leading zeros, or what is no pixel
+                bare = [value.strip() for value in values]
+                found = [_BYTE.get(value.lstrip(b"0") or value[-1:], -1) for value in bare]
+                if -1 in found:
+                    column = found.index(-1)
+                    problem = f"{values[column][:20]!r}"[1:] + " is not an integer from 0 to 255"  # shows no controls
+                    raise UserError(f"{path}, line {number}, value {column + 1}: {problem}: correct it") from None
+                row = bytes(found)
             if row[-1] > 9:
                 raise UserError(f"{path}, line {number} has label {row[-1]}, expected 0 to 9: correct it")
             pixels += row[:-1]
@@ -273,21 +267,9 @@ def read_text(path: Path) -> Digits:
     return Digits(images, torch.frombuffer(labels, dtype=torch.uint8))
 
 
-def _row_with_oddities(values: list[bytes], where: str) -> bytes:
-    """The row, if blanks and leading zeros are all that is odd about it; else a UserError."""
-    bare = [value.strip() for value in values]
-    row = [_BYTE.get(value.lstrip(b"0") or value[-1:], -1) for value in bare]
-    if -1 in row:
-        column = row.index(-1)
-        shown = repr(values[column][:20])[1:]  # escapes whatever would not print
-        raise UserError(f"{where}, value {column + 1}: {shown} is not an integer from 0 to 255: correct it")
-    return bytes(row)
-
-
 def write_text(digits: Digits, path: Path) -> None:
     """Writes what read_text reads; the file appears whole or not at all."""
-    text = [str(value) for value in range(256)]
     with whole_file(path) as file:
         file.write(b"# %d digits: 28 rows of 28 pixels (0 to 255), then the label\n" % len(digits.labels))
         for image, label in zip(digits.images, digits.labels.tolist(), strict=True):
-            file.write(("\t".join([text[value] for value in image.flatten().tolist()]) + f"\t{label}\n").encode())
+            file.write(b"\t".join([_TEXT[value] for value in (*image.flatten().tolist(), label)]) + b"\n")

@@ -1,7 +1,7 @@
 """Handwriting-like digits drawn by the program, for training and testing where MNIST's files are absent.
 
-Each class has several written forms, given as pen strokes in forms.txt. An image takes one form, moves its control points,
-bends, slants and stretches it, draws it with a pen of random width, and places it as MNIST's makers placed
+Each class has several written forms, given as pen strokes in forms.txt. An image takes one form, moves its control
+points, bends, slants and stretches it, draws it with a pen of random width, and places it as MNIST's makers placed
 theirs: fitted into 20 x 20 pixels with its aspect ratio kept, then pasted by centre of mass into 28 x 28.
 """
 
@@ -13,21 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-_FORMS = [
-    line.split(": ") for line in files(__package__).joinpath("forms.txt").read_text().splitlines() if line[0] != "#"
-]
 _DOTS = 96  # of the pen per image: about 0.6 pixels apart in the longest form
 _CHUNK = 100  # images drawn at once: 15 MB of distances from every pixel to every dot, fit for the cache
 _BOX, _SIDE = 20, 28  # pixels: the box that the ink fills, and the image
 
 
 def _spline(form: str) -> tuple[Tensor, Tensor]:
-    """Control points [K, 2] of a form, 1 high, and weights [_DOTS, K]: weights @ points are even dots.
+    """Control points [K, 2] of a form, 1 high, and weights [K, _DOTS]: points.T @ weights are even dots.
 
     Weights, not the dots themselves, because each image moves the points before its curve is drawn.
     """
-    strokes = [stroke.split() for stroke in form.split("/")]
-    names = list(dict.fromkeys(word.rstrip("!") for stroke in strokes for word in stroke))
+    names = list(dict.fromkeys(form.replace("/", "").replace("!", "").split()))
     points = torch.tensor([[int(number) for number in name.split(",")] for name in names]) / 100
     unit = dict(zip(names, torch.eye(len(names)), strict=True))
     t = torch.linspace(0, 1, 33)[:, None]
@@ -35,7 +31,7 @@ def _spline(form: str) -> tuple[Tensor, Tensor]:
     blend = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
     cubic = torch.cat(blend, dim=1) / 2
     pieces = []
-    for stroke in strokes:
+    for stroke in map(str.split, form.split("/")):
         turns = [i for i in range(1, len(stroke) - 1) if stroke[i].endswith("!")]
         for first, last in pairwise([0, *turns, len(stroke) - 1]):
             rows = [unit[word.rstrip("!")] for word in stroke[first : last + 1]]
@@ -48,7 +44,7 @@ def _spline(form: str) -> tuple[Tensor, Tensor]:
     step = (dense @ points).diff(dim=0).norm(dim=1)
     step[len(t) - 1 :: len(t)] = 0  # from one piece to the next the pen is lifted, or stands still
     length = torch.cat([torch.zeros(1), step.cumsum(0)])
-    return points, dense[torch.searchsorted(length, torch.linspace(0, 1, _DOTS) * length[-1])]
+    return points, dense[torch.searchsorted(length, torch.linspace(0, 1, _DOTS) * length[-1])].T
 
 
 def _compile_forms() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -56,16 +52,16 @@ def _compile_forms() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     A form that is to be drawn three times as often is there three times.
     """
-    splines: list[tuple[Tensor, Tensor]] = []
-    count = torch.zeros(10, dtype=torch.int64)
-    for digit, form in _FORMS:
-        times, _, strokes = form.rpartition("*")
-        splines += [_spline(strokes)] * int(times or 1)
-        count[int(digit)] += int(times or 1)
-    # Padding to one K: points that no dot heeds.
-    points = pad_sequence([points for points, _ in splines], batch_first=True)
-    weights = pad_sequence([weights.T for _, weights in splines], batch_first=True).mT
-    return points, weights, count.cumsum(0) - count, count
+    splines, count = [], torch.zeros(10, dtype=torch.int64)
+    for line in files(__package__).joinpath("forms.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            digit, form = line.split(": ")
+            times, _, strokes = form.rpartition("*")
+            splines += [_spline(strokes)] * int(times or 1)
+            count[int(digit)] += int(times or 1)
+    # Padded to one K by points that no dot heeds.
+    points, weights = (pad_sequence(list(all_of), batch_first=True) for all_of in zip(*splines, strict=True))
+    return points, weights.mT, count.cumsum(0) - count, count
 
 
 def _write(points: Tensor, weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -73,26 +69,27 @@ def _write(points: Tensor, weights: Tensor, generator: torch.Generator) -> tuple
 
     points: [n, K, 2] control points of each image's form; weights: [n, _DOTS, K].
     """
-    n = len(points)
 
     def normal() -> Tensor:
-        return torch.randn(n, 1, generator=generator)  # one number for each image
+        return torch.randn(len(points), 1, generator=generator)  # one number for each image
+
+    def uniform() -> Tensor:
+        return torch.rand(len(points), 1, generator=generator)
 
     moved = points + 0.025 * torch.randn(points.shape, generator=generator)
     x, y = (weights @ moved - 0.5).unbind(-1)
     # Two slow waves across the paper bend each axis: neighbouring strokes bend alike.
     for _ in range(2):
-        wave = 2.2 * (normal() * x + normal() * y) + math.tau * torch.rand(n, 1, generator=generator)
+        wave = 2.2 * (normal() * x + normal() * y) + math.tau * uniform()
         x, y = x + 0.06 * normal() * wave.sin(), y + 0.06 * normal() * wave.cos()
-    shift = 1.2 * torch.rand(n, 1, generator=generator) - 0.6
-    y = y + shift * (0.25 - y**2)  # a larger upper or lower half
+    y = y + (1.2 * uniform() - 0.6) * (0.25 - y**2)  # a larger upper or lower half
     x = (x + 0.15) * (1 + 0.27 * normal() * y) * (0.28 * normal()).exp()  # wider at the top or foot; aspect
     x = x - (0.2 + 0.3 * normal()) * y  # slant: most writers lean to the right
     angle = 0.12 * normal()
     x, y = x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()
 
     radius = (1.3 * (0.28 * normal()).exp()).clamp(0.75, 3)
-    phase = torch.linspace(0, 1, _DOTS) * 9 + math.tau * torch.rand(n, 1, generator=generator)
+    phase = torch.linspace(0, 1, _DOTS) * 9 + math.tau * uniform()
     radii = radius * (1 + 0.12 * phase.sin())  # the pen presses harder here and there
     dots = torch.stack([x, y], dim=1)
     low, high = dots.amin(2, keepdim=True), dots.amax(2, keepdim=True)
@@ -102,30 +99,30 @@ def _write(points: Tensor, weights: Tensor, generator: torch.Generator) -> tuple
 
 def _draw(dots: Tensor, radii: Tensor, softness: Tensor) -> Tensor:
     """Grey levels [n, _BOX, _BOX] in 0 to 1; softness [n, 1]: pixels from full ink to none across an edge."""
-    n = len(dots)
     centre = torch.arange(_BOX) + 0.5
-    row, column = (grid.flatten() for grid in torch.meshgrid(centre, centre, indexing="ij"))
+    column, row = centre.repeat(_BOX), centre.repeat_interleave(_BOX)
     # |p - q|^2 - r^2 = |p|^2 - 2 p.q + (|q|^2 - r^2) for all pixels p and dots q is one product of matrices.
     pixels = torch.stack([column, row, column**2 + row**2, torch.ones(_BOX * _BOX)])
     x, y = dots.unbind(1)
     terms = torch.stack([-2 * x, -2 * y, torch.ones_like(x), x**2 + y**2 - radii**2]).flatten(1)
-    power = (terms.T @ pixels).view(n, _DOTS, -1).amin(1)
+    power = (terms.T @ pixels).view(len(dots), _DOTS, -1).amin(1)
     radius = radii.mean(1, keepdim=True)
     distance = (power + radius**2).clamp(min=0).sqrt() - radius  # to the edge of the ink, negative inside
-    return (0.5 - distance / softness).clamp(0, 1).view(n, _BOX, _BOX)
+    return (0.5 - distance / softness).clamp(0, 1).view(-1, _BOX, _BOX)
 
 
 def _centre(ink: Tensor) -> Tensor:
     """Paste the boxes [n, _BOX, _BOX] into images [n, _SIDE, _SIDE], centres of mass nearest the middle."""
-    n, room = len(ink), _SIDE - _BOX
-    mass = ink.sum((1, 2))
-    at = torch.arange(_BOX) + 0.5
-    top = (_SIDE / 2 - (ink.sum(2) @ at) / mass).round().long().clamp(0, room)
-    left = (_SIDE / 2 - (ink.sum(1) @ at) / mass).round().long().clamp(0, room)
-    images = ink.new_zeros(n, _SIDE, _SIDE)
     within = torch.arange(_BOX)
-    rows, columns = top[:, None] + within, left[:, None] + within
-    images[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]] = ink
+
+    def lines(mass: Tensor) -> Tensor:
+        """Where in the images the rows or columns [n, _BOX] with so much ink go."""
+        middle = mass @ (within + 0.5) / mass.sum(1)
+        return (_SIDE / 2 - middle).round().long().clamp(0, _SIDE - _BOX)[:, None] + within
+
+    images = ink.new_zeros(len(ink), _SIDE, _SIDE)
+    rows, columns = lines(ink.sum(2))[:, :, None], lines(ink.sum(1))[:, None, :]
+    images[torch.arange(len(ink))[:, None, None], rows, columns] = ink
     return images
 
 
