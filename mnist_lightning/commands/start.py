@@ -14,7 +14,6 @@ from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.run import Run, base_name, differences, run_and_file
 from mnist_lightning.settings import taken_by
 from mnist_lightning.training.checkpoints import STATE, check_model, model_name, read_checkpoint
-from mnist_lightning.training.checkpoints import check_resumable as check_format
 from mnist_lightning.words import Pairs, file_pairs, merged, root_and_name, with_files
 
 
@@ -54,7 +53,11 @@ def find_start(pairs: Pairs) -> Start:
             start.file = start.run.checkpoint("last")
     if start.file:
         start.checkpoint = read_checkpoint(start.file)
-        check_format(start.checkpoint, start.file)
+        if "format" not in start.checkpoint[STATE]:  # position and order meant something else
+            raise UserError(
+                f"{start.file} was written by an earlier version of mnist_lightning, which trained in another way: it "
+                "can be tested and used, not continued; start a new run without --ckpt_path"
+            )
         start.name = name or base or start.checkpoint[STATE]["model"].rpartition(".")[2].lower()
         start.settings = _settings_of(start.checkpoint, start.file, root, asked)
     elif recipe is None and "model" not in asked:
@@ -97,8 +100,7 @@ def check_resumable(start: Start, model: Any, data: Any, trainer: Trainer) -> No
             f"{file} holds a {state['model']}, this is a {name}: give the recipe that it was trained with, or start a "
             "new run without --ckpt_path"
         )
-    accumulate = trainer.accumulate_grad_batches
-    if found := differences(start.checkpoint, model, data, trainer.world_size, str(trainer.precision), accumulate):
+    if found := differences(start.checkpoint, model, data, trainer):
         raise UserError(
             f"{file} was trained otherwise ({'; '.join(found)}): give the same, or start a new run without --ckpt_path"
         )

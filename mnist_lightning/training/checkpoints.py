@@ -125,15 +125,6 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
-    """Refuses to go on with a training of an earlier version, whose position and order meant something else."""
-    if "format" not in checkpoint[STATE]:
-        raise UserError(
-            f"{path} was written by an earlier version of mnist_lightning, which trained in another way: it can be "
-            "tested and used, not continued; start a new run without --ckpt_path"
-        )
-
-
 def load_model(path: str | Path) -> DigitClassifier:
     """The classifier of a checkpoint, ready to use: float32 [n, 1, 28, 28] normalised -> logits [n, classes].
 
