@@ -5,6 +5,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
@@ -31,9 +32,9 @@ from mnist_lightning.training.trainer import SignalsAgain, make_trainer
 from mnist_lightning.words import Pairs, merged, pairs_of, pairs_of_words, with_files
 
 # How Lightning refuses a setting, or a callback finds that what it looks for is not there
-REFUSED = (MisconfigurationException, RuntimeError, ValueError, LookupError, ImportError)
+REFUSED = (MisconfigurationException, RuntimeError, ValueError, LookupError, ImportError, AttributeError)
 # What a checkpoint whose content does not fit comes to
-DOES_NOT_FIT = (*REFUSED, ArithmeticError, AttributeError, TypeError)
+DOES_NOT_FIT = (*REFUSED, ArithmeticError, TypeError)
 
 
 @dataclass
@@ -133,7 +134,7 @@ def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeepe
             raise UserError(f"{start.file} cannot be continued: {type(error).__name__}: {first_line(error)}") from error
         if not isinstance(error, REFUSED) or not _is_lightnings(error):
             raise
-        kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""  # its text is but a name
+        kind = f"{type(error).__name__}: " if isinstance(error, LookupError | AttributeError) else ""
         raise UserError(f"--trainer: {kind}{first_line(error)}") from error
     if keeper and not keeper.run.last.exists():
         raise UserError(
@@ -158,10 +159,10 @@ def _start_from_weights(model: Any, file: Path) -> None:
 
 def _is_lightnings(error: BaseException) -> bool:
     """Whether Lightning itself refused something, such as a callback that watches a metric that is not there."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    return modules[-1].startswith("lightning.") or any(
+        name.startswith("lightning.pytorch.callbacks.") for name in modules
+    )
 
 
 def _has_test(model: Any, data: Any) -> bool:

@@ -170,10 +170,13 @@ class MNISTDataModule(LightningDataModule):
             # 55 MB for all of MNIST; a set that would crowd the model out stays in main memory
             if device.type == "cuda" and digits.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
                 digits = self._digits[file] = Digits(*(tensor.to(device) for tensor in digits))
+        # --trainer.limit_val_batches and the like count batches of training's size
+        limits = [repr(getattr(trainer, f"limit_{kind}_batches", 1.0)) for kind in ("val", "test", "predict")]
+        counted = limits != ["1.0"] * 3
         return TensorLoader(
             *digits,
             self._subsets[split],
-            batch_size=self.hparams["batch_size"] if training else EVAL_BATCH_SIZE,
+            batch_size=self.hparams["batch_size"] if training or counted else EVAL_BATCH_SIZE,
             prepare=self.normalized,
             shuffle=training and not (trainer and trainer.overfit_batches),
             seed=self.hparams["seed"],
