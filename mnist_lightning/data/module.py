@@ -92,12 +92,12 @@ class MNISTDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         training = stage in ("fit", "validate")
         if training or self.mean_std is None:
-            self._divide(self.read("train"))
+            train = self.read("train")
+            self._divide(len(train.labels))
+            self.mean_std = self.mean_std or _mean_std(train.images)
         if not training or self.hparams["test_each_epoch"]:
             self.read("test")
             self._subsets["test"] = None
-        if self.mean_std is None:
-            self.mean_std = _mean_std(self.read("train").images)
         if stage == "fit" and self.expected_fingerprint not in (None, self.fingerprint()):
             raise UserError(
                 "the training images are not those that the checkpoint was trained on: give the same --data.root "
@@ -122,10 +122,9 @@ class MNISTDataModule(LightningDataModule):
         self._digits[split] = digits
         return digits
 
-    def _divide(self, train: Digits) -> None:
+    def _divide(self, images: int) -> None:
         """Chooses the validation images at random from all training images; the rest keeps its order."""
         val_size, train_size = self.hparams["val_size"], self.hparams["train_size"]
-        images = len(train.labels)
         if val_size >= images:
             raise BadSetting(f"--data.val_size is {val_size}, but there are only {images} training images")
         if train_size is not None and train_size > images - val_size:
@@ -198,10 +197,8 @@ class MNISTDataModule(LightningDataModule):
         """Tells other training images from these; looks at all labels and at up to 1,000 images."""
         if self._fingerprint is None:  # each checkpoint holds it
             images, labels = self._digits["train"]
-            crc = zlib.crc32(labels.cpu().numpy().tobytes())
-            for part in _spread(images, 1000, 100):
-                crc = zlib.crc32(part.cpu().numpy().tobytes(), crc)
-            self._fingerprint = f"{crc:08x}"
+            content = (tensor.cpu().numpy().tobytes() for tensor in (labels, torch.cat(_spread(images, 1000, 100))))
+            self._fingerprint = f"{zlib.crc32(b''.join(content)):08x}"
         return self._fingerprint
 
     def state_dict(self) -> dict[str, Any]:

@@ -56,18 +56,17 @@ _DEFLATE_RATIO = 1032  # no deflate stream unpacks to more than this many times 
 
 
 def _survey(folder: Path) -> tuple[tuple[str, ...], dict[str, Path]]:
-    """The four names of the family, and the paths of those there, in the one place that has most of a family."""
-    surveys = []
-    for place in (folder, folder / "MNIST" / "raw"):  # torchvision's
+    """The family (four names) that the folder, or torchvision's subfolder of it, has most of; the paths of those."""
+    surveys: list[tuple[tuple[str, ...], dict[str, Path]]] = [(_MNIST, {})]
+    for place in (folder, folder / "MNIST" / "raw"):
         try:
-            held = set(os.listdir(place))
+            files = sorted(os.listdir(place), reverse=True)  # plain files after the packed ones, and so instead of them
         except (FileNotFoundError, NotADirectoryError):
-            held = set()
+            continue
         except OSError as exc:
             raise UserError(f"{place} cannot be listed ({exc.strerror}): check its permissions") from exc
-        for names in (_MNIST, _QMNIST):
-            ends = [(name, end) for end in (".gz", "") for name in names]  # a plain file, coming later, wins
-            surveys.append((names, {name: place / (name + end) for name, end in ends if name + end in held}))
+        held = {file.removesuffix(".gz"): place / file for file in files}
+        surveys += [(names, {name: held[name] for name in names if name in held}) for names in (_MNIST, _QMNIST)]
     return max(surveys, key=lambda survey: len(survey[1]))
 
 
@@ -152,8 +151,7 @@ def _read_idx_file(path: Path, kind: str, magic: int, shape: tuple[int, ...], wi
 def download(folder: Path, timeout: float = 20.0) -> None:
     """Puts MNIST's four files where find_idx(folder) finds them: all of them, each checked, or none.
 
-    Gives up (UserError) when mirrors let `timeout` seconds in all pass in silence, and after 30 times that in
-    any case: a slow line may take its time.
+    Gives up (UserError) when mirrors let `timeout` seconds in all pass in silence, and after 30 times that in any case.
     """
     try:
         bodies = _fetch_all(timeout)

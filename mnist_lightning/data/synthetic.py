@@ -6,6 +6,7 @@ theirs: fitted into 20 x 20 pixels with its aspect ratio kept, then pasted by ce
 """
 
 import math
+from functools import partial
 from importlib.resources import files
 from itertools import pairwise
 
@@ -69,13 +70,8 @@ def _write(points: Tensor, weights: Tensor, generator: torch.Generator) -> tuple
 
     points: [n, K, 2] control points of each image's form; weights: [n, _DOTS, K].
     """
-
-    def normal() -> Tensor:
-        return torch.randn(len(points), 1, generator=generator)  # one number for each image
-
-    def uniform() -> Tensor:
-        return torch.rand(len(points), 1, generator=generator)
-
+    normal = partial(torch.randn, len(points), 1, generator=generator)  # one number for each image
+    uniform = partial(torch.rand, len(points), 1, generator=generator)
     moved = points + 0.025 * torch.randn(points.shape, generator=generator)
     x, y = (weights @ moved - 0.5).unbind(-1)
     # Two slow waves across the paper bend each axis: neighbouring strokes bend alike.
