@@ -178,12 +178,12 @@ class Run:
         return file
 
 
-def run_and_file(root: Path, run_name: str | None, base: str | None, ckpt_path: str) -> tuple[Run | None, Path]:
-    """The run to write to (None: a new one) and the checkpoint file that `--ckpt_path` means."""
-    if ckpt_path in ("last", "best"):
+def run_and_file(root: Path, run_name: str | None, base: str | None, ckpt_path: Any) -> tuple[Run | None, Path]:
+    """The run to write to (None: a new one) and the checkpoint that `--ckpt_path` means; None: the best, if any."""
+    if ckpt_path in (None, "last", "best"):
         run = Run.named(root, run_name) if run_name else Run.newest(root, base)
-        return run, run.checkpoint(ckpt_path)
-    file = Path(ckpt_path)
+        return run, run.checkpoint(ckpt_path or ("best" if run.best.exists() else "last"))
+    file = Path(str(ckpt_path))
     run = Run(root / run_name) if run_name else Run(file.parent)
     there = run.config.exists() and run.folder.resolve().parent == root.resolve()
     return (run if there else None), file

@@ -139,6 +139,7 @@ def test_which_run_and_file_are_meant(made, tmp_path):
     assert meant(None, None, "last") == ("b", b.last)
     assert meant(None, "a", "best") == ("a", a.best)
     assert meant("a", None, "last") == ("a", a.last)
+    assert meant(None, None, None) == ("b", b.best)
     assert meant(None, None, str(a.best)) == ("a", a.best)
     assert meant("b", None, str(a.best)) == ("b", a.best)
     assert meant("c", None, str(a.best)) == (None, a.best)

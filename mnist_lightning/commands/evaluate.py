@@ -38,7 +38,8 @@ def command(stage: str, words: list[str], signals: Signals) -> None:
     asked = merged(pairs)
     if "help" in asked:
         parsed(stage, asked)
-    run, file = _file(asked, base_name(next((file for name, file in pairs if name == "config"), None), None))
+    recipe = next((file for name, file in pairs if name == "config"), None)
+    run, file = run_and_file(*root_and_name(asked), base_name(recipe, None), asked.get("ckpt_path"))
     checkpoint = read_weights(file)
     config = parsed(stage, merged(_of_training(checkpoint, run) + pairs))
     model = config.model.make() if "model" in config else model_of(checkpoint, file)
@@ -46,15 +47,6 @@ def command(stage: str, words: list[str], signals: Signals) -> None:
     result = run_stage(trainer, model, config.data.make(), file, stage)
     if trainer.is_global_zero:
         tell(result, run.folder if run else file.parent)
-
-
-def _file(asked: dict[str, Any], base: str | None) -> tuple[Run | None, Path]:
-    """The run and the checkpoint that are meant."""
-    root, name = root_and_name(asked)
-    if "ckpt_path" in asked:
-        return run_and_file(root, name, base, str(asked["ckpt_path"]))
-    run = Run.named(root, name) if name else Run.newest(root, base)
-    return run, run.checkpoint("best" if run.best.exists() else "last")
 
 
 def _of_training(checkpoint: dict[str, Any], run: Run | None) -> Pairs:

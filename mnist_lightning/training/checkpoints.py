@@ -72,12 +72,11 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def wait(self) -> None:
         """Until the last checkpoint is on the disk; raises UserError if it could not be written."""
-        if self._writing is None:
-            return
-        failure = self._writing.exception()  # a signal can come while this waits: then somebody waits again
-        self._writing = None
-        if failure is not None:
-            raise failure
+        if self._writing is not None:
+            failure = self._writing.exception()  # a signal can come while this waits: then somebody waits again
+            self._writing = None
+            if failure is not None:
+                raise failure
 
     teardown = wait  # Lightning calls it at the end, however that came
 

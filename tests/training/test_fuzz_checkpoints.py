@@ -113,7 +113,8 @@ def bombs() -> list[bytes]:
     deep = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
     number = b"\x80\x02\x8b" + struct.pack("<i", 100_000) + b"\x7f" * 100_000 + b"."
     length = b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x."  # says that it holds a terabyte
-    return [shared + b".", pickle.dumps(cycle, 2), deep, number, length, b"\x80\x02" + b"2" * 1000, b"", b"."]
+    encoded = b"\x80\x02c_codecs\nencode\nc__builtin__\nbytearray\nJ\0\0\0\x40\x85RX\x03\0\0\0hex\x86R."  # torch does
+    return [shared + b".", pickle.dumps(cycle, 2), deep, number, length, encoded, b"\x80\x02" + b"2" * 1000, b"", b"."]
 
 
 def tensors(data: bytes) -> list[bytes]:
