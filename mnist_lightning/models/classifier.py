@@ -92,9 +92,9 @@ class DigitClassifier(LightningModule):
         images, labels = batch[0], batch[1].long()
         logits = self(images)
         loss = self._loss(logits, labels)
-        accuracy = self.accuracy[f"{stage}_acc"]
+        accuracy: Any = self.accuracy[f"{stage}_acc"]
         accuracy.add(logits, labels)
-        epoch = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
+        epoch: Any = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
         self.log(f"{stage}_loss", loss, batch_size=len(labels), sync_dist=True, **epoch)
         self.log(f"{stage}_acc", accuracy, **epoch)
         return loss

@@ -156,7 +156,7 @@ class RunKeeper(Checkpoint):
             give_name(self.run.last, self.run.best)
             sync(self.run.folder)
 
-    def _log_place(self, trainer: Trainer, **when: bool) -> None:
+    def _log_place(self, trainer: Trainer, **when: Any) -> None:
         """Learning rate and images seen, as columns of their own."""
         values = {}
         if trainer.optimizers:

@@ -26,7 +26,7 @@ AROUND = ("on_train_batch_start", "on_train_batch_end")
 INSIDE = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
 TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # As they are before anybody replaces them: a test may patch the class itself.
-ORIGINALS = {
+ORIGINALS: dict[type, dict[str, Any]] = {
     base: {hook: getattr(base, hook, None) for hook in (*AROUND, *INSIDE, *OWN_WAYS, *TRANSFER, "log")}
     for base in (Callback, LightningModule, LightningDataModule)
 }
@@ -45,6 +45,11 @@ def put_in_place(trainer: Trainer) -> None:
 
 class QuickFit(_FitLoop):
     """Lightning's loop over epochs; tells callbacks when everything of an epoch is done, its rows written too."""
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        super().on_load_checkpoint(state_dict)
+        if self._combined_loader_states_to_load:
+            self._combined_loader = None  # a schedule may have asked for its length before its place was known
 
     def on_advance_end(self) -> None:
         super().on_advance_end()
@@ -147,6 +152,8 @@ class QuickLoop(_TrainingEpochLoop):
             self._plan(data_fetcher)
         if not self._quick or self.restarting:
             return super().advance(data_fetcher)
+        if self.val_loop.restarting:
+            self.val_loop.restarting = False
         module: Any = trainer.lightning_module
         connector, names = trainer._logger_connector, vars(module)
         batch, _, _ = next(data_fetcher)

@@ -136,7 +136,7 @@ def restore_sums(loop: Any, sums: dict[str, Any]) -> None:
         meta = _Metadata(**kept["meta"])
         meta.sync = _Sync(fn=trainer.strategy.reduce, **kept["sync"])
         item = _ResultMetric(meta, kept["value"] is not None)
-        item.value = kept["value"] if item.is_tensor else attrgetter(meta.metric_attribute)(module)
+        item.value = kept["value"] if item.is_tensor else attrgetter(str(meta.metric_attribute))(module)
         if kept["images"] is not None:
             item.cumulated_batch_size = kept["images"]
         item._forward_cache, item._update_count = kept["shown"], 1

@@ -86,9 +86,8 @@ class QuickOptimization(_AutomaticOptimization):
         if self._log is not None:
             names["log"] = self._log
         try:
-            if type(self.trainer.precision_plugin) is Precision and strategy.model is module:
-                return module.training_step(*args)
-            return strategy.training_step(*args)
+            direct = type(self.trainer.precision_plugin) is Precision and strategy.model is module
+            return module.training_step(*args) if direct else strategy.training_step(*args)
         finally:
             names["_current_fx_name"] = outer
             names.pop("log", None)
@@ -130,10 +129,13 @@ class QuickLog:
     def __call__(self, name: str, value: Any, *args: Any, batch_size: int | None = None, **kwargs: Any) -> None:
         item, old_args, old_kwargs = self.known.get(name, (None, None, None))
         if item is None or args != old_args or kwargs != old_kwargs or not self._only_adds(item, value):
-            LightningModule.log(self.module, name, value, *args, batch_size=batch_size, **kwargs)
+            log: Any = LightningModule.log
+            log(self.module, name, value, *args, batch_size=batch_size, **kwargs)
             item = self.results.get(f"training_step.{name}")
             warns = not self.has_logger and (args[1:2] or kwargs.get("logger"))
-            if item and not (warns or item.meta.enable_graph or (item.meta.sync.should and item.meta.on_step)):
+            if item is not None and not (
+                warns or item.meta.enable_graph or (item.meta.sync.should and item.meta.on_step)
+            ):
                 self.known[name] = (item, args, kwargs)
             return
         if item.is_tensor:
