@@ -75,12 +75,13 @@ def plain(value: Any) -> Any:
 def load_plain(data: bytes) -> dict[str, Any]:
     """What a file of torch.save holds, if that is a checkpoint of tensors and plain values; runs none of it."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sum(member.file_size for member in archive.infolist()) > len(data):
+        members = archive.infolist()  # torch takes the first of a name, in small letters or capitals
+        if sum(member.file_size for member in members) > len(data):
             raise ValueError("it unpacks to more than it is")
         if bad := archive.testzip():
             raise ValueError(f"{bad} in it is damaged")
-        for name in archive.namelist():
-            for opcode, argument, _ in pickletools.genops(archive.read(name)) if name.endswith(".pkl") else ():
+        for pickled in [archive.read(member) for member in members if member.filename.lower().endswith(".pkl")]:
+            for opcode, argument, _ in pickletools.genops(pickled):
                 if opcode.name == "GLOBAL" and not NAMES.fullmatch(str(argument)):
                     raise ValueError(f"it names {argument}")
     # True is said here because TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD would otherwise decide

@@ -263,6 +263,17 @@ def test_every_hostile_pickle_and_bomb(good, canary, tmp_path):
     assert "canary_module" not in sys.modules
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("rename", [str, str.upper])
+def test_a_second_pickle_hides_no_first(good, tmp_path, rename):
+    members = members_of(good.read_bytes())
+    name, text = next(member for member in members if member[0].endswith("data.pkl"))
+    first = (name.replace("data.pkl", rename("data.pkl")), b"\x80\x02c__builtin__\nbytearray\nJ\0\0\0\x40\x85R.")
+    (tmp_path / "x.ckpt").write_bytes(archive([first, (name, text), *members]))
+    with pytest.raises(UserError, match="it names __builtin__ bytearray"):
+        load_model(tmp_path / "x.ckpt")
+
+
 def test_the_mutations_are_dangerous_to_others(canary):
     """What the tests above prove is worth something only if the pickles work."""
     for text in hostile_pickles(canary):
