@@ -31,7 +31,6 @@ RANGES = {
     "trainer.accumulate_grad_batches": (1, None),
     "trainer.check_val_every_n_epoch": (1, None),
     "trainer.gradient_clip_val": (0, None),
-    "trainer.log_every_n_steps": (0, None),
     "trainer.val_check_interval": (1e-9, None),
 }
 
@@ -88,11 +87,12 @@ def _parts(flag: str, items: list[Any]) -> list[Any]:
     for item in items:
         item = {"class_path": item} if isinstance(item, str | type) else item
         if isinstance(item, Mapping):
-            if "class_path" not in item or set(item) - {"class_path", "init_args"}:
+            args = item.get("init_args") or {}
+            if "class_path" not in item or set(item) - {"class_path", "init_args"} or not isinstance(args, Mapping):
                 raise BadSetting(f"--{flag} takes a class's name, or class_path and init_args; this is {item}")
             kind = class_of(flag, item["class_path"])
             parser = _add_class(_parser(), flag, kind)
-            settings = {f"{flag}.{name}": setting for name, setting in (item.get("init_args") or {}).items()}
+            settings = {f"{flag}.{name}": setting for name, setting in args.items()}
             item = Part(flag, kind, parser, _checked(parser, settings))
         else:
             class_of(flag, type(item))
@@ -151,7 +151,7 @@ def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
         add("--output", type=str, required=True, help="The text file to write.")
     else:
         files = "A YAML file or a recipe's name; several are merged in their order; what is set beside them wins."
-        add("--config", type=list[str], default=[], help=files)
+        add("--config", type=str, default=None, help=files)
         add("--run", type=str | None, default=None, help="Name of the run: its folder's name.")
         add("--ckpt_path", type=str | None, default=None, help="last, best, or a checkpoint file.")
     add("--debug", type=bool, default=False, help="Show the traceback of an error.")
@@ -203,7 +203,7 @@ def _checked(parser: Any, settings: Mapping[str, Any]) -> Any:
 
     flags = _flags(parser)
     for name in settings:
-        if not any(f"{flag}.".startswith(f"--{name}.") for flag in flags):
+        if not any(flag == f"--{name}" or ("." in name and flag.startswith(f"--{name}.")) for flag in flags):
             raise BadSetting(_unknown(f"--{name}", [*flags, "--model", "--data"]))
     for flag, action in flags.items():
         if action.required and action.dest not in settings:
@@ -282,19 +282,18 @@ def _plain(value: Any, lost: list[str]) -> Any:
         ours = value.flag in ("model", "data") and value.kind.__module__.startswith("mnist_lightning.")
         path = value.kind.__name__ if ours else f"{value.kind.__module__}.{value.kind.__qualname__}"
         value = value.settings if value.flag == "trainer" else {"class_path": path, "init_args": value.settings}
-    if isinstance(value, dict) or type(value).__name__ == "Namespace":
-        items = value if isinstance(value, dict) else vars(value)
-        plain = {key: _plain(item, lost) for key, item in items.items()}
-        return {key: item for key, item in plain.items() if item is not LOST}
+    value = vars(value) if type(value).__name__ == "Namespace" else value
+    if isinstance(value, dict):
+        return {key: item for key, old in value.items() if (item := _plain(old, lost)) is not LOST}
     if isinstance(value, list | tuple | set):
-        return [item for item in (_plain(item, lost) for item in value) if item is not LOST]
+        return [item for old in value if (item := _plain(old, lost)) is not LOST]
     if isinstance(value, Enum):
         return value.value if isinstance(value, str) else value.name
     if isinstance(value, FunctionType | BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__}"
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     if isinstance(value, Path | timedelta) or type(value).__name__ == "device":
         return str(value)
-    lost.append(type(value).__name__)
-    return LOST
+    if value is not None and not isinstance(value, bool | int | float | str):
+        lost.append(type(value).__name__)
+        return LOST
+    return value

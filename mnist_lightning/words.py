@@ -38,7 +38,7 @@ def pairs_of(settings: Mapping[str, Any], where: str = "settings") -> Pairs:
             pairs += [(name, file) for file in several(value)]
         elif name not in GROUPS or (name in CLASSES and isinstance(value, str | type)):
             pairs.append((str(name), value))
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and isinstance(value.get("init_args") or {}, Mapping):
             inside = dict(value)
             if name in CLASSES and "class_path" in inside:
                 pairs.append((name, inside.pop("class_path")))
@@ -127,7 +127,7 @@ def _put(old: Any, inside: list[str], value: Any) -> Any:
     if not inside:
         return value
     *before, last = several(old) or [{}]
-    last = {"class_path": last} if isinstance(last, str) else dict(last)
+    last = {"class_path": last} if isinstance(last, str) else dict(last) if isinstance(last, Mapping) else {}
     if "class_path" in last and inside[0] not in ("class_path", "init_args"):
         inside = ["init_args", *inside]
     last[inside[0]] = _put(last.get(inside[0]), inside[1:], value)

@@ -98,6 +98,7 @@ def test_settings_of_python_are_those_of_yaml():
 
 
 MINE = """
+from dataclasses import dataclass
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import nn
 
@@ -108,6 +109,16 @@ class Net(LightningModule):
 
 class Bare(LightningModule):
     pass
+
+@dataclass
+class Sizes:
+    first: int = 1
+    second: int = 2
+
+class Grouped(LightningModule):
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.sizes = sizes
 
 class Data(LightningDataModule):
     def __init__(self, folder: str = "here"):
@@ -146,6 +157,9 @@ def test_own_classes_have_their_own_settings(mine):
     assert yaml.safe_load(text)["model"]["class_path"] == "mine.Net"
     assert as_yaml(parsed("fit", merged(pairs_of(yaml.safe_load(text))))) == text
     assert isinstance(read("--model", "mine.Bare").model.make(), LightningModule)
+    config = read("--model", "mine.Grouped", "--model.sizes.second", "7")
+    assert config.model.make().sizes.second == 7
+    assert yaml.safe_load(as_yaml(config))["model"]["init_args"] == {"sizes": {"first": 1, "second": 7}}
 
 
 @pytest.mark.parametrize(
@@ -239,6 +253,11 @@ WORDS = [
     ("--data.steps_per_block 3", "there is no flag --data.steps_per_block; did you mean --data.test_each_epoch?"),
     ("--trainer.max_epoch 3", "there is no flag --trainer.max_epoch; did you mean --trainer.max_epochs?"),
     ("--dat.root x", "there is no group of flags --dat; did you mean --data?"),
+    (
+        "--trainer x",
+        "there is no flag --trainer; there are --ckpt_path, --config, --data, --debug, --model, --run, --seed, "
+        "--weights",
+    ),
     ("--model.hiden [3]", "there is no flag --model.hiden; did you mean --model.hidden?"),
     ("--model MPL", "--model: there is no 'MPL'; did you mean MLP?"),
     ("--model cnn", "--model: there is no 'cnn'; did you mean CNN?"),
@@ -299,6 +318,8 @@ FILES = [
     ("config: other.yaml", "config is for the command line"),
     ("trainer: {callbacks: [{class_path: EarlyStopping}]}", "--trainer.callbacks.monitor is missing"),
     ("trainer: {callbacks: [{monitor: val_loss}]}", "--trainer.callbacks takes a class's name, or class_path"),
+    ("model: {init_args: [1]}", "model holds no settings"),
+    ("trainer: {callbacks: [{class_path: Timer, init_args: [1]}]}", "--trainer.callbacks takes a class's name"),
     ("trainer: {callbacks: 3}", "--trainer.callbacks: <class 'int'> is no Callback"),
 ]
 
