@@ -95,7 +95,8 @@ class DigitClassifier(LightningModule):
         accuracy: Any = self.accuracy[f"{stage}_acc"]
         accuracy.add(logits, labels)
         epoch: Any = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
-        self.log(f"{stage}_loss", loss, batch_size=len(labels), sync_dist=True, **epoch)
+        images_as_float: Any = float(len(labels))  # Lightning cuts the mean of whole numbers over ranks
+        self.log(f"{stage}_loss", loss, batch_size=images_as_float, sync_dist=True, **epoch)
         self.log(f"{stage}_acc", accuracy, **epoch)
         return loss
 

@@ -19,6 +19,8 @@ class Accuracy(MulticlassAccuracy):
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """`update`, now or later: logits [n, classes], labels int64 [n]."""
+        if len(labels) == 0:  # torchmetrics takes no share of nothing
+            return
         self._waiting.append((logits.detach(), labels))
         if len(self._waiting) == WAITING or len(labels) > WAITING * 10:
             self.flush()

@@ -123,6 +123,14 @@ def merged(ranks: list[dict[str, Any]], world_size: int, rank: int) -> dict[str,
     return {"logged": logged, "metrics": add([sums["metrics"] for sums in ranks])}
 
 
+class _Resumed(_Sync):
+    """Of a value that was logged before: whether ranks share it tells the next `self.log`; one process never did."""
+
+    def __eq__(self, other: object) -> bool:
+        self.should = other.should
+        return True
+
+
 def restore_sums(loop: Any, sums: dict[str, Any]) -> None:
     """Puts `epoch_sums` back, once the training has begun."""
     trainer, results = loop.trainer, loop._results
@@ -134,7 +142,7 @@ def restore_sums(loop: Any, sums: dict[str, Any]) -> None:
         metric._update_count = kept["count"]
     for kept in sums["logged"]:
         meta = _Metadata(**kept["meta"])
-        meta.sync = _Sync(fn=trainer.strategy.reduce, **kept["sync"])
+        meta.sync = _Resumed(fn=trainer.strategy.reduce, **kept["sync"])
         item = _ResultMetric(meta, kept["value"] is not None)
         item.value = kept["value"] if item.is_tensor else attrgetter(str(meta.metric_attribute))(module)
         if kept["images"] is not None:

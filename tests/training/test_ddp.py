@@ -13,21 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import NET, no_traceback, same_run
+from processes import LAST, NET, PLAIN, children, ended, same_run, told, wait_until
 
 from mnist_lightning.data.sources import Digits, write_text
 from mnist_lightning.data.synthetic import synthetic_digits
 from mnist_lightning.training.checkpoints import read_checkpoint
 
 MANY = [2, *(pytest.param(world, marks=pytest.mark.slow) for world in (3, 4))]
-# No dropout: its random numbers are drawn for the images of a rank.
-PLAIN = [word for word in NET if "dropout" not in word]
-
-
-def finish(processes) -> None:
-    statuses = [process.wait() for process in processes]
-    assert statuses == [0] * len(processes), "\n".join(process.text() for process in processes)
-    no_traceback(*processes)
+SGD = [*PLAIN, "--model.optimizer", "SGD"]
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -35,20 +28,44 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("world", MANY)
-def test_ranks_with_the_same_global_batch_are_one_process_within_tolerance(start, ranks, tmp_path, world):
-    """The same images in each step, 5 in an epoch's last; only the order of summation differs: 1e-5 after 63 steps."""
-    words = [*PLAIN, "--data.val_size", 55, "--model.optimizer", "SGD", "--data.batch_size"]
-    assert start("fit", *words, 12, "--run", "one").wait() == 0
-    finish(ranks(world, "fit", *words, 12 // world, "--run", "many"))
-    one, many = (tmp_path / "runs" / run for run in ("one", "many"))
+def same_training(one: Path, many: Path) -> None:
+    """Only the order of summation differs: 1e-5 after 63 steps."""
     weights = [read_checkpoint(run / "last.ckpt")["state_dict"] for run in (one, many)]
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
-    assert len(rows(one)) == len(rows(many)) == 12 + 3  # every 5 of 63 steps, and 3 epochs
+    assert len(rows(one)) == len(rows(many))
     for a, b in zip(rows(one), rows(many), strict=True):
-        assert [a[k] for k in ("epoch", "step", "images", "lr")] == [b[k] for k in ("epoch", "step", "images", "lr")]
+        for key in ("epoch", "step", "images", "lr", "train_acc", "val_acc"):
+            assert a[key] == b[key]
         for key in ("train_loss", "val_loss"):
             assert float(a[key] or 0) == pytest.approx(float(b[key] or 0), rel=1e-4)
+
+
+@pytest.mark.parametrize("world", MANY)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--data.val_size 55",  # an epoch's last step has 5 images
+        "--data.val_size 59",  # it has one, and every other rank none
+        "--data.val_size 59 --trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.3",
+    ],
+)
+def test_ranks_with_the_same_global_batch_are_one_process_within_tolerance(start, ranks, tmp_path, words, world):
+    command = ("fit", *SGD, *words.split(), "--data.batch_size")
+    ended(start(*command, 12, "--run", "one"))
+    ended(*ranks(world, *command, 12 // world, "--run", "many"))
+    same_training(tmp_path / "runs" / "one", tmp_path / "runs" / "many")
+
+
+def test_a_batch_that_is_larger_than_the_data(start, ranks, tmp_path):
+    ended(start("fit", *SGD, "--data.batch_size", 400, "--run", "one"))
+    ended(*ranks(2, "fit", *SGD, "--data.batch_size", 200, "--run", "many"))
+    same_training(tmp_path / "runs" / "one", tmp_path / "runs" / "many")
+
+
+@pytest.mark.slow
+def test_a_last_batch_that_is_cut_alone(ranks, real_mnist):
+    words = "--model MLP --data.val_size 999 --data.batch_size 3500 --trainer.max_epochs 1"
+    ended(*ranks(2, "fit", *words.split(), "--data.root", real_mnist))
 
 
 @pytest.fixture
@@ -64,12 +81,12 @@ def odd_digits(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize("world", MANY)
 def test_every_image_is_counted_once_and_predicted_in_order(start, ranks, odd_digits, tmp_path, world):
     one_epoch = ("--data.val_size", 61, "--trainer.max_epochs", 1)
-    finish([start("fit", *NET, *odd_digits, *one_epoch, "--run", "a")])
+    ended(start("fit", *NET, *odd_digits, *one_epoch, "--run", "a"))
     folder, found = tmp_path / "runs" / "a", []
     for many in (1, world):
         for command in ("test", "validate", "predict"):
             words = (command, "--run", "a", "--ckpt_path", "last")
-            finish([start(*words)] if many == 1 else ranks(many, *words))
+            ended(*([start(*words)] if many == 1 else ranks(many, *words)))
         results = [json.loads((folder / f"{name}.json").read_text()) for name in ("test", "val")]
         assert [result["images"] for result in results] == [103, 61]
         with (folder / "predictions.csv").open() as file:
@@ -80,43 +97,45 @@ def test_every_image_is_counted_once_and_predicted_in_order(start, ranks, odd_di
     assert found[0] == found[1]
 
 
-def test_all_ranks_validate_the_running_statistics_of_the_checkpoint(start, ranks, tmp_path):
+@pytest.mark.parametrize("val_size", [60, 59])  # without and with a last step of one image, and none on the second rank
+def test_all_ranks_validate_the_running_statistics_of_the_checkpoint(start, ranks, tmp_path, val_size):
     """Each rank's batch normalisation sees images of its own."""
-    order = "--model.order=[conv,norm,activation,pool,dropout]"
-    finish(ranks(2, "fit", *NET, order, "--data.batch_size", 5, "--trainer.max_epochs", 1, "--run", "a"))
+    words = ("--model.order=[conv,norm,activation,pool,dropout]", "--data.val_size", val_size, "--data.batch_size", 6)
+    ended(*ranks(2, "fit", *NET, *words, "--trainer.max_epochs", 1, "--run", "a"))
     (row,) = (row for row in rows(tmp_path / "runs" / "a") if row["val_acc"])
-    finish([start("validate", "--run", "a", "--ckpt_path", "last")])
+    ended(start("validate", "--run", "a", *LAST))
     found = json.loads((tmp_path / "runs" / "a" / "val.json").read_text())
     assert found["loss"] == pytest.approx(float(row["val_loss"]), rel=1e-5)
     assert found["accuracy"] == pytest.approx(float(row["val_acc"]))
 
 
-def test_another_number_of_processes_goes_on_if_the_global_batch_is_the_same(start, ranks, tmp_path):
-    words = [*PLAIN, "--model.optimizer", "SGD", "--data.batch_size"]
-    assert start("fit", *words, 12, "--run", "one").wait() == 0
-    first = ranks(2, "fit", *words, 6, "--run", "a", moment_0="block", number_0=10, signals_0=(signal.SIGTERM,))
-    assert [process.wait() for process in first] == [143, 143]
-    single = ("--trainer.devices", 1, "--trainer.strategy", "auto")  # config.yaml has those of two
-    refused = start("fit", *words, 6, "--run", "a", "--ckpt_path", "last", *single)
-    assert refused.wait() == 1, refused.text()
-    assert "2 processes had 12 images in a step together, 1 now have 6" in refused.text()
-    process = start("fit", *words, 12, "--run", "a", "--ckpt_path", "last", *single)
-    assert process.wait() == 0, process.text()
-    said = " ".join(process.text().split())
-    assert "The checkpoint is of 2 processes, this is 1 with as many images in a step" in said
-    one, both = (tmp_path / "runs" / run for run in ("one", "a"))
-    weights = [read_checkpoint(run / "last.ckpt")["state_dict"] for run in (one, both)]
-    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
-    accuracies = [[row["train_acc"] for row in rows(run) if row["train_acc"]] for run in (one, both)]
-    assert accuracies[0] == accuracies[1]  # also of the epoch that two processes began and one ended
+@pytest.mark.parametrize("before", [1, 2])  # processes
+def test_another_number_of_processes_goes_on_if_the_global_batch_is_the_same(start, ranks, tmp_path, before):
+    ended(start("fit", *SGD, "--data.batch_size", 12, "--run", "one"))
+
+    def some(world: int, *words: object, **cut) -> list:
+        words = ("fit", *SGD, "--data.batch_size", 12 // world, "--run", "a", *words)
+        alone = ("--trainer.devices", 1, "--trainer.strategy", "auto")  # config.yaml may have those of two
+        return [start(*words, *alone, **cut)] if world == 1 else ranks(world, *words, **cut)
+
+    stop = {"moment": "step", "number": 30, "signals": (signal.SIGTERM,)}
+    ended(*some(before, **stop), status=143)
+    refused = some(3 - before, *LAST, "--data.batch_size", 11)
+    ended(*refused, status=1)
+    assert f"{before} processes had 12 images in a step together, {3 - before} now have" in told(refused[0])
+    after = some(3 - before, *LAST)
+    ended(*after)
+    assert f"The checkpoint is of {before} processes, this is {3 - before} with as many images" in after[0].text()
+    # also the accuracy of the epoch that some processes began and others ended
+    same_training(tmp_path / "runs" / "one", tmp_path / "runs" / "a")
 
 
 def test_a_killed_run_of_two_processes_ends_with_the_same_bytes(ranks, tmp_path):
     words = ("fit", *NET, "--data.batch_size", 5)
-    finish(ranks(2, *words, "--run", "whole"))
-    first = ranks(2, *words, "--run", "a", moment_1="block", number_1=12)
-    assert [process.wait() for process in first] == [1, -signal.SIGKILL]
-    finish(ranks(2, *words, "--run", "a", "--ckpt_path", "last"))
+    ended(*ranks(2, *words, "--run", "whole"))
+    first = ranks(2, *words, "--run", "a", moment_1="step", number_1=36)
+    ended(*first, status=[1, -signal.SIGKILL])
+    ended(*ranks(2, *words, "--run", "a", *LAST))
     same_run(tmp_path / "runs" / "a", tmp_path / "runs" / "whole")
 
 
@@ -133,25 +152,12 @@ def torchrun(settings: list, words: list, env: dict, log: Path, prefix: tuple = 
         )  # fmt: skip
 
 
-def workers(agent: int) -> list[int]:
-    """Processes that an agent of torchrun has started."""
-    children = Path(f"/proc/{agent}/task/{agent}/children")
-    return list(map(int, children.read_text().split())) if children.exists() else []
-
-
 def end(agent: subprocess.Popen) -> None:
     """Kills an agent and its workers, which are in sessions of their own."""
-    for pid in [*workers(agent.pid), agent.pid]:
+    for pid in [*children(agent.pid), agent.pid]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     agent.wait()
-
-
-def wait_for(condition, patience: float = 120.0) -> None:
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, "that took too long"
-        time.sleep(0.05)
 
 
 def steps_of(run: Path) -> int:
@@ -167,25 +173,18 @@ LONG = [*NET, "--trainer.max_epochs", "80", "--trainer.accelerator", "cpu", "--t
 
 
 @pytest.mark.slow
-def test_a_rank_killed_under_torchrun_comes_back_and_the_end_is_the_same(tiny_mnist, tmp_path):
-    words = [
-        "fit",
-        *LONG,
-        "--trainer.devices",
-        "2",
-        "--data.root",
-        tiny_mnist,
-        "--trainer.default_root_dir",
-        tmp_path,
-    ]
+@pytest.mark.parametrize("told_by", ["torchrun", "--trainer.devices"])  # how many processes there are
+def test_a_rank_killed_under_torchrun_comes_back_and_the_end_is_the_same(tiny_mnist, tmp_path, told_by):
+    words = ["fit", *LONG, "--data.root", tiny_mnist, "--trainer.default_root_dir", tmp_path]
+    words += [] if told_by == "torchrun" else ["--trainer.devices", 2]
     settings = ["--standalone", "--nproc-per-node", 2, "--max-restarts", 2]
     whole = torchrun(settings, [*words, "--run", "whole"], {}, tmp_path / "whole.log")
     assert whole.wait(120) == 0, (tmp_path / "whole.log").read_text()
     log = tmp_path / "log"
     agent = torchrun(settings, [*words, "--run", "a"], {}, log)
     try:
-        wait_for(lambda: steps_of(tmp_path / "a") > 100 or agent.poll() is not None)
-        os.kill(workers(agent.pid)[-1], signal.SIGKILL)
+        wait_until(lambda: steps_of(tmp_path / "a") > 100 or agent.poll() is not None)
+        os.kill(children(agent.pid)[-1], signal.SIGKILL)
         assert agent.wait(180) == 0, log.read_text()
     finally:
         end(agent)
@@ -234,18 +233,8 @@ def test_two_nodes_one_cut_off_and_restored(two_nodes, tiny_mnist, tmp_path):
 
     def node(number: int, run: str) -> subprocess.Popen:
         settings = ["--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 3, "--rdzv-backend", "c10d"]
-        settings += [
-            "--rdzv-endpoint",
-            "10.77.0.1:29400",
-            "--rdzv-id",
-            run,
-            "--local-addr",
-            f"10.77.0.{number + 1}",
-        ]
-        settings += [
-            "--rdzv-conf",
-            f"is_host={1 - number},keep_alive_interval=1,keep_alive_max_attempt=3",
-        ]
+        settings += ["--rdzv-endpoint", "10.77.0.1:29400", "--rdzv-id", run, "--local-addr", f"10.77.0.{number + 1}"]
+        settings += ["--rdzv-conf", f"is_host={1 - number},keep_alive_interval=1,keep_alive_max_attempt=3"]
         env = {"GLOO_SOCKET_IFNAME": cables[number], "TP_SOCKET_IFNAME": cables[number]}
         return torchrun(settings, [*words, "--run", run], env, tmp_path / f"{run}-node{number}.log", prefixes[number])
 
@@ -257,7 +246,7 @@ def test_two_nodes_one_cut_off_and_restored(two_nodes, tiny_mnist, tmp_path):
         for agent in started:
             assert agent.wait(150) == 0, logs("whole")
         started += [node(0, "a"), node(1, "a")]
-        wait_for(lambda: steps_of(tmp_path / "a") > 100 or started[2].poll() is not None)
+        wait_until(lambda: steps_of(tmp_path / "a") > 100 or started[2].poll() is not None)
         cable("down")
         end(started[3])
         time.sleep(1)
