@@ -94,14 +94,14 @@ def test_what_a_plain_trainer_wrote_is_tested(cli, tiny_mnist: Path):
     assert json.loads(Path("test.json").read_text())["images"] == 100
 
 
-def test_limits_are_told_in_the_result(fit, cli, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mnist_lightning.data.module.EVAL_BATCH_SIZE", 30)
+def test_limits_are_told_in_the_result(fit, cli):
+    """They count batches of the training's size."""
     fit()
     assert outcome("mlp")["images"] == 100
     assert cli("test", "--trainer.limit_test_batches", 2).status == 0
-    assert outcome("mlp")["images"] == 60
+    assert outcome("mlp")["images"] == 64
     assert cli("predict", "--trainer.limit_predict_batches", 2).status == 0
-    assert len((RUNS / "mlp" / "predictions.csv").read_text().splitlines()) == 61
+    assert len((RUNS / "mlp" / "predictions.csv").read_text().splitlines()) == 65
 
 
 def test_limits_that_leave_nothing(fit, cli):
