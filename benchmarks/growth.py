@@ -54,7 +54,7 @@ def write_idx(folder: Path, stem: str, images: torch.Tensor, labels: torch.Tenso
 
 
 class Clock(Callback):
-    """When the file is opened, the first step begins, the first block and the last are done."""
+    """When the file is opened, when the first step begins, and the first and the last are done."""
 
     opened = begun = first_done = last_done = 0.0
     first_step = last_step = 0

@@ -1,7 +1,7 @@
 """Kills real training processes at random moments, resumes them, and compares with a run that nobody disturbed.
 
   python benchmarks/kill.py --kills 100
-  python benchmarks/kill.py --kills 20 --recipes nextjournal_cnn simple_mlp_ddp --seed 7
+  python benchmarks/kill.py --kills 20 --cases nextjournal_cnn simple_mlp_ddp --seed 7
 
 SIGKILL, SIGTERM and SIGINT come in turns, one in six already during start-up; under DDP the main process, a child
 and all of them are hit in turns. Each time a fresh process goes on with --ckpt_path last, until the run is complete.
@@ -25,25 +25,62 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent.parent
 MNIST = HERE.parent / "shared" / "mnist"  # where the variable MNIST_ROOT is unset
 DDP = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"
-OFTEN = "--checkpoint.every_n_steps 5 --data.steps_per_block 2 --trainer.enable_model_summary false"
-# A recipe, and what makes a few seconds of it.
+OFTEN = "--checkpoint.every_n_steps 5 --trainer.enable_model_summary false"
+# Settings that make a few seconds of a recipe, or of what stands in FILES.
 CASES = {
-    "mccaffrey_cnn": ("mccaffrey_cnn", "--trainer.max_epochs 2"),
-    "nextjournal_cnn": ("nextjournal_cnn", "--trainer.max_epochs 3 --trainer.limit_train_batches 60"),
-    "cnn": ("cnn", "--trainer.max_epochs 4 --trainer.limit_train_batches 30 --data.val_size 3000"),
-    "cnn_val_inside": (
-        "cnn",
-        "--trainer.max_epochs 2 --trainer.limit_train_batches 60 --data.val_size 2000 "
-        "--trainer.val_check_interval 0.34",
-    ),
-    "simple_mlp_ddp": (
-        "simple_mlp",
-        f"--trainer.max_epochs 3 --trainer.limit_train_batches 150 --data.val_size 5000 {DDP}",
-    ),
-    "mccaffrey_cnn_ddp": ("mccaffrey_cnn", f"--trainer.max_epochs 2 --trainer.limit_train_batches 40 {DDP}"),
+    "mccaffrey_cnn": "--config mccaffrey_cnn --trainer.max_epochs 2",
+    "nextjournal_cnn": "--config nextjournal_cnn --trainer.max_epochs 3 --trainer.limit_train_batches 60",
+    "cnn": "--config cnn --trainer.max_epochs 4 --trainer.limit_train_batches 30 --data.val_size 3000",
+    "cnn_val_inside": "--config cnn --trainer.max_epochs 2 --trainer.limit_train_batches 60 --data.val_size 2000 "
+    "--trainer.val_check_interval 0.34",
+    "ema": "--config cnn --config {root}/ema.yaml --trainer.max_epochs 4 --trainer.limit_train_batches 30 "
+    "--data.val_size 3000",
+    "plain_loader": "--config {root}/plain.yaml --trainer.max_epochs 6",
+    "simple_mlp_ddp": "--config simple_mlp --trainer.max_epochs 3 --trainer.limit_train_batches 150 "
+    f"--data.val_size 5000 {DDP}",
+    "mccaffrey_cnn_ddp": f"--config mccaffrey_cnn --trainer.max_epochs 2 --trainer.limit_train_batches 40 {DDP}",
+}
+# What a user may bring, in the folder of the runs.
+FILES = {
+    "ema.yaml": """
+trainer:
+  callbacks:
+    - class_path: EMAWeightAveraging
+      init_args: {decay: 0.9, update_starting_at_step: 20}
+    - LearningRateMonitor
+""",
+    "plain.yaml": """
+model:
+  class_path: CNN
+  init_args: {channels: [8, 16], dropout: 0.5, optimizer: SGD, lr: 0.05, optimizer_args: {momentum: 0.9}}
+data: {class_path: plain_data.Plain}
+""",
+    "plain_data.py": """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Plain(LightningDataModule):
+    def loader(self, first, last, **options):
+        generator = torch.Generator().manual_seed(7)
+        images, labels = torch.rand(3000, 1, 28, 28, generator=generator), torch.arange(3000) % 10
+        images[range(3000), 0, labels] = 1.0
+        return DataLoader(TensorDataset(images[first:last], labels[first:last]), batch_size=25, **options)
+
+    def train_dataloader(self):
+        return self.loader(0, 2000, shuffle=True)
+
+    def val_dataloader(self):
+        return self.loader(2000, 2500)
+
+    def test_dataloader(self):
+        return self.loader(2500, 3000)
+""",
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STATUS = {signal.SIGKILL: {-9}, signal.SIGTERM: {143}, signal.SIGINT: {130}}
+TROUBLES = ("hung", "wrong status", "tracebacks", "differences")
 PER_RUN = 5  # kills, then the run may finish
 PATIENCE = 60  # seconds that a process may take to end after a signal
 
@@ -60,7 +97,7 @@ class Training:
                 stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=HERE,
                 # one thread: what is measured is not the fight for the processors
                 env={"MNIST_ROOT": str(MNIST), **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
-                     "COLUMNS": "200"},
+                     "COLUMNS": "200", "PYTHONPATH": str(log.parent)},
             )  # fmt: skip
 
     def wait_for_training(self) -> float:
@@ -131,16 +168,15 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
 
 
 def words_of(case: str, root: Path, run: str, often: str = OFTEN) -> list[str]:
-    recipe, short = CASES[case]
-    words = f"--config {HERE}/configs/{recipe}.yaml {short} {often} --trainer.default_root_dir {root} --run {run}"
-    return words.split()
+    words = CASES[case].format(root=root)
+    return f"{words} {often} --trainer.default_root_dir {root} --run {run}".split()
 
 
 def torment(case: str, root: Path, run: str, kills: int, rng: random.Random, timing: tuple[float, float]) -> Counter:
     """One run, killed so many times; counts kills by signal, resumes and troubles."""
     start_up, training = timing
     count: Counter = Counter()
-    ddp, folder, planned = DDP in CASES[case][1], root / run, kills
+    ddp, folder, planned = DDP in CASES[case], root / run, kills
     while True:
         words = words_of(case, root, run)
         if any(folder.glob("*.ckpt")):
@@ -162,7 +198,7 @@ def torment(case: str, root: Path, run: str, kills: int, rng: random.Random, tim
             time.sleep(moment)
         else:
             process.wait_for_training()
-            moment = rng.uniform(0, 0.7 * training)  # of a run that may have come some way already
+            moment = rng.uniform(0, 0.4 * training)  # of a run that may have come some way already
             time.sleep(moment)
         hit = process.kill(signum, whom)
         planned = planned - 1 if hit else 0  # too late: the run is complete
@@ -186,18 +222,18 @@ def torment(case: str, root: Path, run: str, kills: int, rng: random.Random, tim
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="How many, over all recipes.")
-    parser.add_argument(
-        "--recipes", nargs="+", choices=CASES, default=list(CASES), metavar="RECIPE", help=", ".join(CASES)
-    )
+    parser.add_argument("--kills", type=int, default=100, help="How many, over all cases.")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--seed", type=int, default=0, help="Of the moments and the signals.")
     parser.add_argument("--keep", action="store_true", help="Keep the run folders and the logs.")
     settings = parser.parse_args()
     rng = random.Random(settings.seed)
     root = Path(tempfile.mkdtemp(prefix="kill-"))
+    for name, text in FILES.items():
+        (root / name).write_text(text)
     table, began = {}, time.monotonic()
-    shares = [len(range(i, settings.kills, len(settings.recipes))) for i in range(len(settings.recipes))]
-    for case, share in zip(settings.recipes, shares, strict=True):
+    shares = [len(range(i, settings.kills, len(settings.cases))) for i in range(len(settings.cases))]
+    for case, share in zip(settings.cases, shares, strict=True):
         process = Training(words_of(case, root, f"{case}-whole"), root / f"{case}-whole.log")
         start_up = process.wait_for_training()
         status, _ = process.end(300)
@@ -215,26 +251,16 @@ def main() -> int:
                 print(f"{root / run}: {', '.join(found)} differ", flush=True)
         table[case] = count
         print(f"{case}: {dict(count)}, undisturbed {timing[0]:.1f} + {timing[1]:.1f} s", flush=True)
-    columns = [
-        "runs",
-        "SIGKILL",
-        "SIGTERM",
-        "SIGINT",
-        "resumes",
-        "hung",
-        "wrong status",
-        "tracebacks",
-        "differences",
-    ]
+    columns = ["runs", *(signum.name for signum in SIGNALS), "resumes", *TROUBLES]
     total: Counter = sum(table.values(), Counter())
-    print("| recipe | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
+    print("| case | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
     for case, count in {**table, "**all**": total}.items():
         print(f"| {case} | " + " | ".join(str(count[column]) for column in columns) + " |")
     print(
         f"{sum(total[s.name] for s in SIGNALS)} kills in {(time.monotonic() - began) / 60:.0f} min, "
         f"seed {settings.seed}"
     )
-    bad = total["differences"] + total["hung"] + total["wrong status"]
+    bad = sum(total[trouble] for trouble in TROUBLES)
     if settings.keep or bad:
         print(f"run folders and logs: {root}")
     else:

@@ -17,10 +17,10 @@ os.environ["TTY_COMPATIBLE"] = "1"  # rich draws its bars although nobody looks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from results import machine, write_section
-from steps import MNIST, ROOT
+from steps import MNIST
 
 from mnist_lightning.cli import main
-from mnist_lightning.training.callbacks import RunKeeper
+from mnist_lightning.training.keeper import RunKeeper
 
 EPOCHS = {"mccaffrey_cnn": 15, "fidle_dnn": 10, "fidle_cnn": 4, "simple_mlp": 2, "nielsen_mlp": 2}
 SECONDS: list[float] = []
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     lines = ["| recipe | epochs | saves | ms a save | of the training |", "| --- | --- | --- | --- | --- |"]
     for recipe, epochs in EPOCHS.items():
         SECONDS.clear()
-        words = ["fit", "--config", str(ROOT / "configs" / f"{recipe}.yaml"), "--data.root", str(MNIST)]
+        words = ["fit", "--config", recipe, "--data.root", str(MNIST)]
         words += ["--trainer.max_epochs", str(epochs), "--trainer.callbacks", "steps.Stopwatch"]
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             main([*words, "--trainer.default_root_dir", folder, "--trainer.accelerator", "cpu"])

@@ -1,12 +1,14 @@
-"""One epoch of each recipe four ways, in turns, each way in a process of its own.
+"""One epoch of each recipe six ways, in turns, each way in a process of its own.
 
-    python benchmarks/steps.py                        # all eight recipes, 5 rounds: about an hour on 2 cores
+    python benchmarks/steps.py                        # all eight recipes, 5 rounds: an hour and a half on 2 cores
     python benchmarks/steps.py --recipes simple_mlp --ways bd --rounds 9
 
 (a) the article's own loop: DataLoader with ToTensor for each image, `.item()` where the article had it
 (b) the bare loop: same network, optimizer and batches out of a preloaded float tensor; no metrics, no logging
 (c) idiomatic Lightning: DataLoader, automatic optimization, self.log of loss and accuracy, RichProgressBar
 (d) this project's recipe: progress bar, metrics, metrics.csv, TensorBoard and checkpoints on
+(e) the module of (c) with this project's data and QuickLoop, as anybody's Trainer gets it; no progress bar
+(l) the same under Lightning's own loop
 """
 
 import argparse
@@ -37,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from results import machine, write_section
 from turns import Side, answer, in_turns
 
+from mnist_lightning import MNISTDataModule, quick
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read_idx
 from mnist_lightning.models import MODELS
@@ -52,18 +55,16 @@ REQUIRED_A_D = {
     "simple_mlp": 4.0, "nielsen_mlp": 2.5, "nextjournal_cnn": 1.8, "fidle_cnn": 1.4, "simple_cnn": 1.2,
     "fidle_cnn2": 1.1, "fidle_dnn": 1.1, "mccaffrey_cnn": 1.1,
 }  # fmt: skip
+REQUIRED_L_E = {"simple_mlp": 1.2, "nielsen_mlp": 1.5, "nextjournal_cnn": 1.5}
 
 
 class Recipe:
-    """A recipe of configs/ taken apart, for the three loops that are not this project's."""
+    """A recipe of configs/ taken apart, for the ways that are not this project's."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         settings = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-        self.model_class, self.model_args = (
-            settings["model"]["class_path"],
-            settings["model"].get("init_args", {}),
-        )
+        self.model_class, self.model_args = settings["model"]["class_path"], settings["model"].get("init_args", {})
         self.data, self.max_epochs = settings["data"], settings["trainer"]["max_epochs"]
         self.epochs = 5 if self.data.get("train_size") else 1  # a timing of 0.4 s would be noise
         digits = read_idx(MNIST, "train")
@@ -201,40 +202,60 @@ class Idiomatic(pl.LightningModule):
         return self.recipe.optimizer(self.parameters())
 
 
+def lightnings(trainer: pl.Trainer) -> pl.Trainer:
+    """The Trainer with Lightning's own loop."""
+    return trainer
+
+
+def seconds_of_lightning(
+    module: pl.LightningModule, epochs: int, loop: Callable[[pl.Trainer], pl.Trainer], data: Any,
+    bar: Callback | None = None, **settings: Any,
+) -> float:  # fmt: skip
+    """What a Trainer takes for so many epochs."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_epochs=epochs, callbacks=[Stopwatch(), *([bar] if bar else [])], default_root_dir=folder,
+            accelerator="cpu", enable_model_summary=False, enable_progress_bar=bar is not None, **settings,
+        )  # fmt: skip
+        loop(trainer).fit(module, data)
+    return Stopwatch.seconds
+
+
 def idiomatic(recipe: Recipe) -> Callable[[], float]:
     def epoch() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = pl.Trainer(
-                max_epochs=recipe.epochs, callbacks=[RichProgressBar(), Stopwatch()], default_root_dir=folder,
-                accelerator="cpu", enable_model_summary=False,
-            )  # fmt: skip
-            trainer.fit(Idiomatic(recipe), DataLoader(Items(recipe), batch_size=recipe.batch_size, shuffle=True))
-        return Stopwatch.seconds
+        loader = DataLoader(Items(recipe), batch_size=recipe.batch_size, shuffle=True)
+        return seconds_of_lightning(Idiomatic(recipe), recipe.epochs, lightnings, loader, bar=RichProgressBar())
 
     return epoch
+
+
+def data_of(recipe: Recipe) -> MNISTDataModule:
+    settings = {name: recipe.data.get(name) for name in ("batch_size", "val_size", "train_size", "normalize")}
+    return MNISTDataModule(root=str(MNIST), source="mnist", **settings)
+
+
+def users(recipe: Recipe, loop: Callable[[pl.Trainer], pl.Trainer]) -> Callable[[], float]:
+    return lambda: seconds_of_lightning(Idiomatic(recipe), recipe.epochs, loop, data_of(recipe))
 
 
 def project(recipe: Recipe, *extra: str) -> Callable[[], float]:
+    words = ["fit", "--config", recipe.name, "--data.root", str(MNIST), "--data.test_each_epoch", "false"]
+    words += ["--trainer.max_epochs", str(recipe.epochs), "--trainer.num_sanity_val_steps", "0"]
+    words += ["--trainer.callbacks", "steps.Stopwatch", "--trainer.accelerator", "cpu", *extra]
+
     def epoch() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            words = [
-                "fit",
-                "--config",
-                str(ROOT / "configs" / f"{recipe.name}.yaml"),
-                "--data.root",
-                str(MNIST),
-            ]
-            words += ["--trainer.max_epochs", str(recipe.epochs), "--trainer.default_root_dir", folder]
-            words += ["--trainer.callbacks", "steps.Stopwatch", "--trainer.accelerator", "cpu", *extra]
-            words += ["--trainer.num_sanity_val_steps", "0", "--data.test_each_epoch", "false"]
-            if main(words) != 0:
+            if main([*words, "--trainer.default_root_dir", folder]) != 0:
                 raise SystemExit(f"{recipe.name}: fit failed")
-        return sys.modules["steps"].Stopwatch.seconds  # jsonargparse imported this file a second time
+        return sys.modules["steps"].Stopwatch.seconds  # the callback's name imported this file a second time
 
     return epoch
 
 
-WAYS = {"a": article, "b": bare, "c": idiomatic, "d": project}
+WAYS = {
+    "a": article, "b": bare, "c": idiomatic, "d": project,
+    "e": lambda recipe: users(recipe, quick), "l": lambda recipe: users(recipe, lightnings),
+}  # fmt: skip
 
 
 def measure(name: str, ways: str, rounds: int, extra: list[str]) -> dict[str, list[float]]:
@@ -242,17 +263,18 @@ def measure(name: str, ways: str, rounds: int, extra: list[str]) -> dict[str, li
     return in_turns({way: Side(__file__, "--recipes", name, "--side", way, "--extra", *extra) for way in ways}, rounds)
 
 
-def ratio(seconds: dict[str, list[float]], over: str, under: str) -> str:
+def ratio(seconds: dict[str, list[float]], over: str, under: str, least: float | None = None) -> str:
     if over not in seconds or under not in seconds:
         return ""
     ratios = [x / y for x, y in zip(seconds[over], seconds[under], strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+    asked = f" ({least})" if least else ""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}){asked}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
-    parser.add_argument("--ways", default="abcd")
+    parser.add_argument("--ways", default="abcdel")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", choices=WAYS, help="measure this way for each line of standard input")
     parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="more settings for (d), last")
@@ -268,21 +290,20 @@ if __name__ == "__main__":
         answer(lambda turn: epoch() / recipe.epochs)
         raise SystemExit
     lines = [
-        "| recipe | a/d (at least) | d/b | c/d | b/d | d: s an epoch |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| recipe | a/d (at least) | d/b | c/d | b/d | l/e (at least) | d: s an epoch |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in options.recipes:
         seconds = measure(name, options.ways, options.rounds, options.extra)
-        median = f"{statistics.median(seconds['d']):.2f}" if "d" in seconds else ""
-        cells = [ratio(seconds, *pair) for pair in ("ad", "db", "cd", "bd")]
-        lines.append(
-            f"| {name} | {cells[0]} ({REQUIRED_A_D[name]}) | {cells[1]} | {cells[2]} | {cells[3]} | {median} |"
-        )
+        cells = [ratio(seconds, "a", "d", REQUIRED_A_D[name]), *(ratio(seconds, *pair) for pair in ("db", "cd", "bd"))]
+        cells += [ratio(seconds, "l", "e", REQUIRED_L_E.get(name))]
+        cells += [f"{statistics.median(seconds['d']):.2f}" if "d" in seconds else ""]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     note = f"Medians of {options.rounds} rounds in turns (smallest–largest), as ratios of times. {machine()}"
     if options.write:
         command = " ".join(["python benchmarks/steps.py", *(word for word in sys.argv[1:] if word != "--write")])
         write_section(
-            "An epoch four ways" + (f" ({' '.join(options.extra)})" if options.extra else ""),
+            "An epoch six ways" + (f" ({' '.join(options.extra)})" if options.extra else ""),
             [f"`{command}`", "", note, "", *lines],
         )

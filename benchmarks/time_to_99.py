@@ -25,7 +25,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from results import machine, write_section
-from steps import MNIST, ROOT
+from steps import MNIST
 from turns import Side, answer
 
 from mnist_lightning.cli import main
@@ -63,7 +63,7 @@ def yardstick(seed: int, train: tuple[torch.Tensor, ...], test: tuple[torch.Tens
 
 def words(seed: int, folder: str) -> list[str]:
     return [
-        "fit", "--config", str(ROOT / "configs" / "fast.yaml"), "--data.root", str(MNIST), "--seed", str(seed),
+        "fit", "--config", "fast", "--data.root", str(MNIST), "--seed", str(seed),
         "--run", f"seed{seed}", "--trainer.default_root_dir", folder,
     ]  # fmt: skip
 

@@ -4,7 +4,6 @@ python benchmarks/tricks.py --recipes fast simple_mlp mccaffrey_cnn
 """
 
 import argparse
-import contextlib
 import logging
 import os
 import shlex
@@ -21,62 +20,57 @@ os.environ["TTY_COMPATIBLE"] = "1"  # rich draws its bars although nobody looks
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from results import ROOT, machine, write_section
+from results import machine, write_section
 from steps import MNIST
 from turns import Side, answer, in_turns
 
 from mnist_lightning.cli import main
-from mnist_lightning.models import DigitClassifier, classifier, layers
-from mnist_lightning.training import trainer
+from mnist_lightning.data import loader
+from mnist_lightning.models import layers, metrics
+from mnist_lightning.training import optimization, trainer
 from mnist_lightning.training.checkpoints import DurableCheckpointIO
 
 EPOCHS = {"fast": 1, "simple_mlp": 1, "nielsen_mlp": 1, "nextjournal_cnn": 1, "fidle_cnn": 1, "mccaffrey_cnn": 4}
-MORE = {"blocks": ["--data.steps_per_block", "1"], "fused optimizer": ["--model.optimizer_args.fused", "false"]}
+MORE = {"fused optimizer": ["--model.optimizer_args.fused", "false"]}
 
 
-def written_at_once(save: Callable[..., None]) -> Callable[..., None]:
-    def save_checkpoint(self: DurableCheckpointIO, *args: Any, **options: Any) -> None:
-        save(self, *args, **options)
-        self.wait()
+def then(method: Callable[..., Any], more: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The method, and something done to its object afterwards."""
 
-    return save_checkpoint
+    def both(self: Any, *args: Any, **options: Any) -> None:
+        method(self, *args, **options)
+        more(self)
 
-
-def do_without(trick: str) -> None:
-    """Takes one trick out of this process, where it is not a setting."""
-    match trick:
-        case "memory kept":
-            trainer._keep_freed_memory = lambda: None
-        case "GPU looked for once":
-            trainer._ask_once_for_a_gpu = lambda: None
-        case "layout of convolutions":
-            torch.channels_last = torch.contiguous_format  # type: ignore[assignment]
-        case "weights divided among threads":
-            layers.Linear.forward = torch.nn.Linear.forward  # type: ignore[method-assign]
-        case "pooling before ReLU":
-            layers.PoolsFirst.forward = torch.nn.Sequential.forward  # type: ignore[method-assign]
-        case "cheap dropout":
-            layers.Dropout.forward = torch.nn.Dropout.forward  # type: ignore[method-assign]
-        case "checkpoints in a thread":
-            DurableCheckpointIO.save_checkpoint = written_at_once(  # type: ignore[method-assign]
-                DurableCheckpointIO.save_checkpoint
-            )
-        case "one thread for small steps":
-            classifier.SMALL_STEP = 0
-        case "only listeners called":
-            DigitClassifier._only_listeners = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    return both
 
 
-TRICKS = (
-    "blocks", "fused optimizer", "memory kept", "GPU looked for once", "layout of convolutions", "pooling before ReLU",
-    "cheap dropout", "weights divided among threads", "one thread for small steps", "only listeners called",
-    "checkpoints in a thread",
-)  # fmt: skip
+# How a process does without a trick, where it is not a setting.
+WITHOUT: dict[str, tuple[Any, str, Any]] = {
+    "QuickLoop": (trainer, "quick", lambda trainer: trainer),
+    "quick self.log": (optimization, "QuickLog", lambda *_: None),
+    "optimizer without hooks": (
+        optimization.QuickOptimization, "plan",
+        then(optimization.QuickOptimization.plan, lambda self: setattr(self, "_raw_step", None)),
+    ),
+    "memory kept": (trainer, "_keep_freed_memory", lambda: None),
+    "GPU looked for once": (trainer, "_ask_once_for_a_gpu", lambda: None),
+    "many batches gathered at once": (loader, "AT_ONCE", 0),
+    "many batches counted at once": (metrics.Accuracy, "add", metrics.Accuracy.update),
+    "layout of convolutions": (torch, "channels_last", torch.contiguous_format),
+    "pooling before ReLU": (layers.Network, "in_training", list),
+    "cheap dropout": (layers.Dropout, "forward", torch.nn.Dropout.forward),
+    "weights divided among threads": (layers.Linear, "forward", torch.nn.Linear.forward),
+    "one thread for small steps": (trainer, "SMALL_STEP", 0),
+    "checkpoints in a thread": (
+        DurableCheckpointIO, "save_checkpoint", then(DurableCheckpointIO.save_checkpoint, DurableCheckpointIO.wait),
+    ),
+}  # fmt: skip
+TRICKS = (*WITHOUT, *MORE)
 
 
 def epochs(recipe: str, trick: str) -> float:
     """Seconds of training."""
-    words = ["fit", "--config", str(ROOT / "configs" / f"{recipe}.yaml"), "--data.root", str(MNIST)]
+    words = ["fit", "--config", recipe, "--data.root", str(MNIST)]
     words += ["--trainer.max_epochs", str(EPOCHS[recipe]), "--trainer.callbacks", "steps.Stopwatch"]
     words += ["--trainer.num_sanity_val_steps", "0", "--data.test_each_epoch", "false", *MORE.get(trick, [])]
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +101,8 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     if options.without:
-        do_without(options.without)
+        if options.without in WITHOUT:
+            setattr(*WITHOUT[options.without])
         answer(lambda turn: epochs(options.recipes[0], options.without))
         raise SystemExit
     columns = [measure(recipe, options.tricks, options.rounds) for recipe in options.recipes]
