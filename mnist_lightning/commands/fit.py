@@ -73,7 +73,8 @@ def train(pairs: Pairs, signals: Signals) -> Result:
     asked = config.trainer.arguments()
     loggers, trial = asked["logger"], bool(asked["fast_dev_run"])
     keeper = RunKeeper(start.run or Run(start.root / start.name), signals, **vars(config.checkpoint), seed=config.seed)
-    trainer = make_trainer(asked | {"logger": False}, [SignalsAgain(signals) if trial else keeper], fit=True)
+    ours = [SignalsAgain(signals)] if trial else [SignalsAgain(signals), keeper]
+    trainer = make_trainer(asked | {"logger": False}, ours, fit=True)
     if start.file:
         check_resumable(start, model, data, trainer)
     if isinstance(data, MNISTDataModule):
@@ -142,8 +143,8 @@ def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeepe
             "--trainer.limit_train_batches"
         )
     if keeper and start.file and trainer.global_step == start.step and trainer.is_global_zero:
-        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
-        late = any((timer.time_remaining() or 1) <= 0 for timer in timers)
+        left = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]
+        late = any(seconds is not None and seconds <= 0 for seconds in left)
         limit = "max_time" if late else "max_steps" if trainer.max_steps != -1 else "max_epochs"
         say(f"{start.file} has all its steps: to train on, raise --trainer.{limit}")
         if start.goes_on and start.file != keeper.run.last:  # a kill came when only best.ckpt was the new one
@@ -167,9 +168,8 @@ def _is_lightnings(error: BaseException) -> bool:
 
 def _has_test(model: Any, data: Any) -> bool:
     """Whether there is something to test: a module of the user's need not have it."""
-    return is_overridden("test_step", model, LightningModule) and is_overridden(
-        "test_dataloader", data, LightningDataModule
-    )
+    has_data = is_overridden("test_dataloader", data, LightningDataModule)
+    return has_data and is_overridden("test_step", model, LightningModule)
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:
