@@ -65,8 +65,7 @@ class DigitClassifier(LightningModule):
         self.accuracy = nn.ModuleDict({f"{stage}_acc": Accuracy(classes) for stage in ("train", "val", "test")})
 
     def forward(self, images: Tensor) -> Tensor:
-        if not images.is_floating_point():
-            images = images.to(self.dtype) / 255
+        images = images.to(self.dtype) if images.is_floating_point() else images.to(self.dtype) / 255
         return self.net(images if images.ndim == 4 else images.unsqueeze(1))
 
     def on_fit_start(self) -> None:
