@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from mnist_lightning.errors import BadSetting
-from mnist_lightning.processes import Signals
+from mnist_lightning.processes import Signals, torchruns_processes
 from mnist_lightning.training.checkpoints import DurableCheckpointIO
 from mnist_lightning.training.progress import NetworkSummary, RunProgress
 
@@ -103,6 +103,8 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
         callbacks.append(FewThreads())
     else:
         settings["enable_checkpointing"] = False
+    if settings.get("devices", "auto") == "auto":  # of CPUs Lightning would take one
+        settings |= torchruns_processes()
     strategy = str(settings.get("strategy"))
     if any(way in strategy for way in ("spawn", "fork", "notebook")):
         raise BadSetting(f"--trainer.strategy {strategy} is for notebooks: use ddp, which starts whole processes")
