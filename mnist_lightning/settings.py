@@ -157,7 +157,7 @@ def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
     add("--debug", type=bool, default=False, help="Show the traceback of an error.")
     if command == "fit":
         weights = "A checkpoint whose weights a new training starts from; layers of another shape start fresh."
-        add("--weights", type=str | None, default=None, help=weights)
+        add("--init_from", type=str | None, default=None, help=weights)
         add("--seed", type=int, default=0, help="Seed of weights, order and dropout.")
         seconds = "Write last.ckpt this often inside an epoch; it is written at each epoch's end anyway."
         add("--checkpoint.every_n_seconds", type=float | None, default=30.0, help=seconds)

@@ -256,7 +256,7 @@ WORDS = [
     (
         "--trainer x",
         "there is no flag --trainer; there are --ckpt_path, --config, --data, --debug, --model, --run, --seed, "
-        "--weights",
+        "--init_from",
     ),
     ("--model.hiden [3]", "there is no flag --model.hiden; did you mean --model.hidden?"),
     ("--model MPL", "--model: there is no 'MPL'; did you mean MLP?"),

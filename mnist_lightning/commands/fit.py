@@ -84,8 +84,8 @@ def train(pairs: Pairs, signals: Signals) -> Result:
             config.model.settings["classes"] = data.classes
             seed_everything(config.seed, verbose=False)
             model = config.model.make()
-    if config.weights and not start.file:
-        _start_from_weights(model, Path(config.weights))
+    if config.init_from and not start.file:
+        _start_from_weights(model, Path(config.init_from))
     if trial:  # a few batches of everything, which leave nothing
         _fit(trainer, model, data, start)
         metrics = _metrics(trainer)

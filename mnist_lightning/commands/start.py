@@ -43,8 +43,8 @@ def find_start(pairs: Pairs) -> Start:
     base = base_name(recipe, asked["model"].__name__ if "model" in asked else None)
     start = Start(root, name or base or "cnn", bool(name), json.loads(json.dumps(pairs, default=str)), [])
     if "help" not in asked and "ckpt_path" in asked:
-        if "weights" in asked:
-            raise BadSetting("--weights starts a new training, --ckpt_path goes on with one: give one of them")
+        if "init_from" in asked:
+            raise BadSetting("--init_from starts a new training, --ckpt_path goes on with one: give one of them")
         start.run, start.file = run_and_file(root, name, base, str(asked["ckpt_path"]))
         start.goes_on = asked["ckpt_path"] == "last"
     elif "help" not in asked:

@@ -92,7 +92,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     checkpoint = read_weights(path)
     if STATE not in checkpoint:
-        raise UserError(f"{path} is not of a run of mnist_lightning: see --weights")
+        raise UserError(f"{path} is not of a run of mnist_lightning: see --init_from")
     return checkpoint
 
 

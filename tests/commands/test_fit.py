@@ -317,14 +317,14 @@ def test_the_number_of_classes_is_the_datas(fit, cli, monkeypatch: pytest.Monkey
 
 def test_starting_from_weights(fit, cli, tiny: list[str]):
     fit("--run", "a")
-    out = fit("--run", "b", "--weights", RUNS / "a" / "last.ckpt", "--model.classes", 12, "--model.lr", 0).out
+    out = fit("--run", "b", "--init_from", RUNS / "a" / "last.ckpt", "--model.classes", 12, "--model.lr", 0).out
     assert "Starts from the weights of checkpoints/a/last.ckpt; fresh are net.3.weight, net.3.bias\n" in out
     old, new = weights(RUNS / "a" / "last.ckpt"), weights(RUNS / "b" / "last.ckpt")
     assert torch.equal(old["net.1.weight"], new["net.1.weight"])
     assert cli("fit", "--run", "b", "--ckpt_path", "last", "--trainer.max_epochs", 2).status == 0
-    result = cli("fit", *tiny, "--run", "c", "--weights", RUNS / "a" / "last.ckpt", "--model.hidden", "[9]")
+    result = cli("fit", *tiny, "--run", "c", "--init_from", RUNS / "a" / "last.ckpt", "--model.hidden", "[9]")
     assert result.status == 0  # the last layer's bias fits
-    words = ["--weights", RUNS / "a" / "last.ckpt", "--run", "b", "--ckpt_path", "last"]
+    words = ["--init_from", RUNS / "a" / "last.ckpt", "--run", "b", "--ckpt_path", "last"]
     assert "give one of them" in one_line(cli("fit", *words))
 
 
