@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,20 +26,13 @@ class MetricsCSV(Logger):
     whole. So there is no moment at which a killed process loses a row.
     """
 
+    name = version = ""
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self._columns: list[str] | None = None  # None: the file has not been looked at
         self._last: list[str] = []  # cells of the last row
-        self._start = 0  # bytes before the last row
-
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
 
     @property
     def save_dir(self) -> str:
@@ -51,20 +45,20 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         row = {_text(name): _text(value) for name, value in {**metrics, "step": step}.items()}
         columns = self._look()
-        if any(name not in columns for name in row):
-            columns = self._widen(list(dict.fromkeys([*(columns or FIRST), *row])))
+        if new := [name for name in dict.fromkeys([*FIRST, *row]) if name not in columns]:
+            rows = [line + b"," * len(new) + b"\n" for line in self._read(self.path).splitlines()[1:]]
+            write_whole(b"".join([_line(columns + new), *rows]), self.path)
+            self._columns = None
+            columns = self._look()
         cells = [row.get(name, "") for name in columns]
         merged = [old or cell for old, cell in zip(self._last, cells, strict=False)]
         at = columns.index("step")
         same = bool(self._last) and step is not None and self._last[at] == cells[at]
-        if same and all(cell in ("", both) for cell, both in zip(cells, merged, strict=True)):
-            self._last = merged
-        else:
-            self._start += len(_line(self._last))
-            self._last = cells
+        again = same and all(cell in ("", both) for cell, both in zip(cells, merged, strict=True))
         try:
             with self.path.open("r+b") as file:
-                file.seek(self._start)
+                file.seek(-len(_line(self._last)) if again else 0, os.SEEK_END)
+                self._last = merged if again else cells
                 file.write(_line(self._last))
         except OSError as error:
             raise unwritable(self.path, error) from error
@@ -102,20 +96,10 @@ class MetricsCSV(Logger):
     def _look(self) -> list[str]:
         """The columns; none before the first row."""
         if self._columns is None:
-            header, *rows = self._read(self.path).splitlines(keepends=True) or [b""]
+            header, *rows = self._read(self.path).splitlines() or [b""]
             self._columns = _cells(header)
             self._last = _cells(rows[-1]) if rows else []
-            self._start = len(header) + sum(map(len, rows[:-1]))
         return self._columns
-
-    def _widen(self, columns: list[str]) -> list[str]:
-        """Writes the file anew with these columns, of which the first are those that it has."""
-        more = len(columns) - len(self._look())
-        rows = self._read(self.path).splitlines()[1:]
-        padded = [row + b"," * more + b"\n" for row in rows]
-        write_whole(b"".join([_line(columns), *padded]), self.path)
-        self._columns = None
-        return self._look()
 
     @staticmethod
     def _read(path: Path) -> bytes:
