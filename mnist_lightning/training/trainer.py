@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from mnist_lightning.errors import BadSetting
+from mnist_lightning.errors import BadSetting, first_line
 from mnist_lightning.processes import Signals, torchruns_processes
 from mnist_lightning.training.checkpoints import DurableCheckpointIO
 from mnist_lightning.training.progress import NetworkSummary, RunProgress
@@ -41,8 +41,8 @@ def quick(trainer: Trainer) -> Trainer:
 
 def _quiet() -> None:
     """Silences what Lightning says of itself on every start."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     for message in (
         ".*turning off the (train|val) dataloader shuffling.*",  # --trainer.overfit_batches: so does the data module
         ".*sync_dist=True.*",  # torchmetrics synchronise themselves
@@ -86,7 +86,7 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
     _quiet()
     _keep_freed_memory()
     _ask_once_for_a_gpu()
-    settings = dict(settings)
+    settings = {"logger": False, **settings}
     asked = settings.pop("callbacks", None) or []
     callbacks = [*(asked if isinstance(asked, list) else [asked]), *ours]
     # one of the same kind that was asked for takes the place of ours
@@ -94,11 +94,11 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
         ("enable_progress_bar", ProgressBar, RunProgress()),
         ("enable_model_summary", ModelSummary, NetworkSummary(max_depth=2)),
     ):
-        if settings.pop(flag, True) is False or not fit:
-            settings[flag] = False
-            callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
-        elif not any(isinstance(callback, kind) for callback in callbacks):
-            callbacks.append(own)
+        others = [callback for callback in callbacks if not isinstance(callback, kind)]
+        wanted = fit and settings.get(flag) is not False
+        settings[flag] = wanted and len(others) < len(callbacks)  # else Lightning adds its own
+        if not settings[flag]:
+            callbacks = others + [own] * wanted
     if fit:
         callbacks.append(FewThreads())
     else:
@@ -108,37 +108,37 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
     strategy = str(settings.get("strategy"))
     if any(way in strategy for way in ("spawn", "fork", "notebook")):
         raise BadSetting(f"--trainer.strategy {strategy} is for notebooks: use ddp, which starts whole processes")
-    settings.setdefault("logger", False)
     try:
         trainer = Trainer(**settings, callbacks=callbacks, plugins=[DurableCheckpointIO()])
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        raise BadSetting(f"--trainer: {str(error).splitlines()[0]}") from error
+        raise BadSetting(f"--trainer: {first_line(error)}") from error
     return quick(trainer)
 
 
 class FewThreads(Callback):
     """One CPU thread for training steps so small that to wake a second costs more than it helps."""
 
+    def __init__(self) -> None:
+        self.all = self.few = torch.get_num_threads()
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.threads = torch.get_num_threads()
         size = getattr(trainer.train_dataloader, "global_batch_size", 0) // trainer.world_size
         small = 0 < size * sum(parameter.numel() for parameter in module.parameters()) < SMALL_STEP
         convolves = any(isinstance(layer, nn.Conv2d) for layer in module.modules())  # it reuses its weights
-        self.fewer = 1 if small and not convolves and module.device.type == "cpu" else self.threads
-        torch.set_num_threads(self.fewer)
+        self.few = 1 if small and not convolves and module.device.type == "cpu" else self.all
+        torch.set_num_threads(self.few)
 
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        torch.set_num_threads(getattr(self, "threads", torch.get_num_threads()))
+    def on_validation_start(self, *args: Any, **kwargs: Any) -> None:
+        torch.set_num_threads(self.all)
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            torch.set_num_threads(getattr(self, "fewer", torch.get_num_threads()))
+    def on_validation_end(self, *args: Any, **kwargs: Any) -> None:
+        torch.set_num_threads(self.few)
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        torch.set_num_threads(self.threads)
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.few = self.all
+        torch.set_num_threads(self.all)
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        torch.set_num_threads(getattr(self, "threads", torch.get_num_threads()))
+    on_exception = on_train_end
 
 
 class SignalsAgain(Callback):
@@ -147,7 +147,7 @@ class SignalsAgain(Callback):
     def __init__(self, signals: Signals) -> None:
         self.signals = signals
 
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_validation_start(self, *args: Any, **kwargs: Any) -> None:
         self.signals.install()
 
-    on_test_start = on_predict_start = on_validation_start  # type: ignore[assignment]
+    on_train_start = on_test_start = on_predict_start = on_validation_start
