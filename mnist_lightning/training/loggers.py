@@ -34,19 +34,17 @@ def run_loggers(
     leaves metrics.csv alone. `file` is the checkpoint that is continued, `checkpoint` what it holds. All processes
     come here; the folder of the first one counts.
     """
-    if trainer.fast_dev_run:
-        yield []
-        return
     hooks, before = (sys.exit, sys.excepthook), getattr(sys.modules.get("wandb"), "run", None)
     state = checkpoint[STATE] if checkpoint else {}
     table = MetricsCSV(folder / "metrics.csv")
-    loggers = [asked] if isinstance(asked, Logger) else [] if isinstance(asked, bool | None) else list(asked)
+    loggers = [asked] if isinstance(asked, Logger) else list(asked) if isinstance(asked, Iterable) else []
     if asked is not False and not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
         purge = state.get("step")  # steps count from 0, so it is the first that will be logged again
         loggers.append(
             TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
         )
     loggers.append(table)
+    runs = _with_runs(loggers)
     known = state.get("loggers", {}) if file and file.resolve().parent == folder.resolve() else {}  # else: another run
     status = "KILLED"
     try:
@@ -56,7 +54,7 @@ def run_loggers(
                 table.path.unlink(missing_ok=True)  # of a start that was cut off before its first checkpoint
             elif state.get("metrics_csv"):
                 table.rewind(state["metrics_csv"], file.parent / table.path.name)
-            for name, logger in _with_runs(loggers).items():
+            for name, logger in runs.items():
                 _begin(logger, known.get(name))
         trainer.loggers = loggers
         yield loggers
@@ -66,7 +64,7 @@ def run_loggers(
         raise
     finally:
         if is_first_process():
-            for logger in _with_runs(loggers).values():
+            for logger in runs.values():
                 _end(logger, status, before)
         sys.exit, sys.excepthook = hooks  # where W&B puts its own
 
@@ -133,11 +131,9 @@ def _begin(logger: Any, known: dict[str, Any] | None) -> None:
 
 
 def _go_on_in_mlflow(logger: Any, run_id: str) -> None:
-    from mlflow.exceptions import MlflowException
-
     try:
         logger._mlflow_client.update_run(run_id, status="RUNNING")  # after FAILED, say
-    except MlflowException as error:
+    except Exception as error:
         return say(f"MLflow begins a new run: {first_line(error)}")
     logger._run_id = run_id
     # MLflow has the hyper-parameters, and refuses other values, such as another place of the data.

@@ -146,13 +146,6 @@ def test_any_logger_hears_everything(tmp_path):
     assert seen.ended == ["success"]
 
 
-def test_fast_dev_run_leaves_nothing(tmp_path):
-    seen = Seen()
-    train(tmp_path / "a", seen, fast_dev_run=True)
-    assert seen.rows == []
-    assert list((tmp_path / "a").iterdir()) == []
-
-
 def test_a_start_that_was_cut_off_leaves_no_row(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,step\n0,0\n")
     with run_loggers(Trainer(logger=False), False, tmp_path):
