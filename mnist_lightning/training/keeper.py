@@ -16,19 +16,10 @@ from mnist_lightning.errors import UserError
 from mnist_lightning.files import give_name, sync
 from mnist_lightning.processes import Interrupted, Signals
 from mnist_lightning.run import Run
+from mnist_lightning.training import loop_state
 from mnist_lightning.training.checkpoint_content import FORMAT, STATE, plain
 from mnist_lightning.training.checkpoints import model_name
 from mnist_lightning.training.loggers import identities
-from mnist_lightning.training.loop_state import (
-    Place,
-    accumulates,
-    ends_early,
-    epoch_sums,
-    go_on_from,
-    merged,
-    place_of,
-    stops_anywhere,
-)
 from mnist_lightning.training.metrics_csv import MetricsCSV
 
 UNSEEN = 64  # batches whose losses may wait on the device before somebody looks at them
@@ -36,15 +27,11 @@ AGREE = 8  # batches after which several processes tell each other what they hav
 
 
 class RunKeeper(Checkpoint):
-    """Writes `last.ckpt` and `best.ckpt` of a run.
-
-    A checkpoint is taken only between batches or between epochs, when every other callback has done its part; QuickLoop
-    tells when. Without QuickLoop, which steps aside for a Lightning that it does not know, it is taken where Lightning
-    itself would, at each epoch's end.
+    """Writes `last.ckpt` and `best.ckpt` of a run, when QuickLoop tells that all others have done their part.
 
     `last.ckpt` is written at the start, at each epoch's end, after `every_n_seconds` or `every_n_steps`, and when a
-    signal comes. `best.ckpt` is the epoch with the highest validation accuracy, then the lowest validation loss;
-    without validation images it is the last epoch.
+    signal comes; with Lightning's own loop at epochs' ends only. `best.ckpt` is the epoch with the highest validation
+    accuracy, then the lowest validation loss; without validation images it is the last epoch.
     """
 
     def __init__(
@@ -62,8 +49,6 @@ class RunKeeper(Checkpoint):
         self.every_n_steps = every_n_steps
         self.best: tuple[float, float] | None = None  # validation accuracy, minus validation loss
         self.resumed: dict[str, Any] | None = None  # what the checkpoint says that the training goes on from
-        self._saved_at = 0.0  # time.monotonic()
-        self._saved_step = 0
         self._validated_step = -1
         self._unseen: list[Tensor] = []  # losses on the device that have not been looked at yet
         self._between_epochs = False
@@ -79,21 +64,16 @@ class RunKeeper(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.signals.install()
-        self._anywhere = stops_anywhere(trainer)
+        self._anywhere = loop_state.stops_anywhere(trainer)
         if not self._anywhere and trainer.is_global_zero:
             say("The training data has no state to go on from inside an epoch: checkpoints are taken at epochs' ends")
-        if self.resumed is not None:
-            self._refuse_another_length(trainer, self.resumed)
-            self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
-        else:
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        if self.resumed is None:
             self._save(trainer)  # there is something to resume from the first step on
             self._wait(trainer)  # a full disk shows now
+        else:
+            self._refuse_another_length(trainer, self.resumed)
         self.signals.deferred = True
-
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.signals.install()
-
-    on_test_start = on_predict_start = on_validation_start  # type: ignore[assignment]
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -101,29 +81,26 @@ class RunKeeper(Checkpoint):
         if isinstance(outputs, dict) and isinstance(outputs.get("loss"), Tensor):
             self._unseen.append(outputs["loss"])
         every = trainer.log_every_n_steps
-        if every and trainer.loggers and (trainer.global_step % every == 0 or trainer.fast_dev_run):
-            self._log_place(trainer, on_step=True, on_epoch=False)
+        if every and (trainer.global_step % every == 0 or trainer.fast_dev_run):
+            self._log_place(trainer, on_step=True)
 
     def between_batches(self, trainer: Trainer) -> None:
-        step, received, bad = trainer.global_step, self.signals.received, 0
-        by_steps = self.every_n_steps is not None and step - self._saved_step >= self.every_n_steps
-        due = self.every_n_seconds is not None and time.monotonic() - self._saved_at >= self.every_n_seconds
-        ends = ends_early(trainer)
+        by_steps = self.every_n_steps is not None and trainer.global_step - self._saved_step >= self.every_n_steps
+        late = self.every_n_seconds is not None and time.monotonic() - self._saved_at >= self.every_n_seconds
+        ends = loop_state.ends_early(trainer)
         if trainer.world_size == 1:
-            look = received or due or by_steps or ends or len(self._unseen) >= UNSEEN
+            look = self.signals.received or late or len(self._unseen) >= UNSEEN
         else:
-            look = by_steps or ends or (trainer.fit_loop.batch_idx + 1) % AGREE == 0
-        if not look or trainer.is_last_batch or accumulates(trainer):
+            look = (trainer.fit_loop.batch_idx + 1) % AGREE == 0
+        if not (look or by_steps or ends) or trainer.is_last_batch or loop_state.accumulates(trainer):
             return
-        received, bad, due = self._agree(trainer, received, self._bad_step(step), due)
-        self._stop_if_bad(trainer, bad)
-        if ends or (self._anywhere and (received or due or by_steps)):
+        received, due = self._look(trainer, late or by_steps)
+        if ends or (self._anywhere and (received or due)):
             self._save(trainer)
         self._stop_if_asked(trainer, received)
 
     def between_epochs(self, trainer: Trainer) -> None:
-        received, bad, _ = self._agree(trainer, self.signals.received, self._bad_step(trainer.global_step), False)
-        self._stop_if_bad(trainer, bad)
+        received, _ = self._look(trainer)
         if trainer.is_last_batch:  # else the epoch was ended early, and its last batch has been saved
             self._between_epochs = True
             self._save(trainer, best=self._is_best(trainer))
@@ -140,8 +117,7 @@ class RunKeeper(Checkpoint):
                 logger.log_metrics(row | {"epoch": 0, "images": 0}, 0)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.loggers:
-            self._log_place(trainer, on_step=False, on_epoch=True)
+        self._log_place(trainer, on_step=False)
         if not hasattr(trainer.fit_loop.epoch_loop, "tell"):  # no QuickLoop
             self.between_epochs(trainer)
 
@@ -156,7 +132,7 @@ class RunKeeper(Checkpoint):
             give_name(self.run.last, self.run.best)
             sync(self.run.folder)
 
-    def _log_place(self, trainer: Trainer, **when: Any) -> None:
+    def _log_place(self, trainer: Trainer, on_step: bool) -> None:
         """Learning rate and images seen, as columns of their own."""
         values = {}
         if trainer.optimizers:
@@ -164,35 +140,35 @@ class RunKeeper(Checkpoint):
         if isinstance(trainer.train_dataloader, TensorLoader):
             batches = trainer.fit_loop.total_batch_idx + 1
             values["images"] = trainer.train_dataloader.images_after(batches, int(trainer.num_training_batches))
-        for name, value in values.items():
-            trainer.lightning_module.log(name, torch.tensor(value, dtype=torch.float64), **when)
+        for name, value in values.items() if trainer.loggers else ():
+            self.log(name, torch.tensor(value, dtype=torch.float64), on_step=on_step, on_epoch=not on_step)
 
-    def _bad_step(self, step: int) -> int:
-        """The first step, counted from 1, whose loss is not finite; 0 for none. `step` have been done."""
-        if not self._unseen:
-            return 0
-        finite = torch.stack([loss.float() for loss in self._unseen]).isfinite()
-        self._unseen = []
-        return 0 if bool(finite.all()) else step - len(finite) + int(finite.logical_not().int().argmax()) + 1
+    def _look(self, trainer: Trainer, due: bool = False) -> tuple[int, int]:
+        """The signal that came and whether it is time to save; a loss that is not finite ends the training."""
+        bad, losses = 0, self._unseen
+        if losses:
+            finite = torch.stack([loss.float() for loss in losses]).isfinite()
+            if not bool(finite.all()):
+                bad = trainer.global_step - len(losses) + int(finite.logical_not().int().argmax()) + 1
+            self._unseen = []
+        received, bad, due = self._agree(trainer, self.signals.received, bad, due)
+        self._stop_if_bad(trainer, bad)
+        return received, due
 
-    def _agree(self, trainer: Trainer, signum: int, bad: int, due: bool) -> tuple[int, int, bool]:
+    def _agree(self, trainer: Trainer, *seen: int) -> Any:
         """What any rank has seen, all ranks act on, at the same batch."""
         if trainer.world_size == 1:
-            return signum, bad, due
-        flags = torch.tensor([signum, bad, due], device=trainer.strategy.root_device)
+            return seen
+        flags = torch.tensor(seen, dtype=torch.long, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        signum, bad, seen = flags.tolist()
-        return signum, bad, bool(seen)
+        return flags.tolist()
 
     def _is_best(self, trainer: Trainer) -> bool:
-        metrics = trainer.callback_metrics
-        if "val_acc" not in metrics or self._validated_step != trainer.global_step:  # of earlier weights
-            return False
-        score = (float(metrics["val_acc"]), -float(metrics.get("val_loss", 0)))
-        if self.best is None or score > self.best:
-            self.best = score
-            return True
-        return False
+        metrics, before = trainer.callback_metrics, self.best
+        if "val_acc" in metrics and self._validated_step == trainer.global_step:  # else it is of earlier weights
+            score = (float(metrics["val_acc"]), -float(metrics.get("val_loss", 0)))
+            self.best = max(before or score, score)
+        return self.best != before
 
     def _stop_if_asked(self, trainer: Trainer, signum: int) -> None:
         if signum:
@@ -212,7 +188,7 @@ class RunKeeper(Checkpoint):
     def _save(self, trainer: Trainer, best: bool = False) -> None:
         # the loss of a step is finite before its update makes the weights infinite
         bad = not all(bool(parameter.isfinite().all()) for parameter in trainer.lightning_module.parameters())
-        self._stop_if_bad(trainer, self._agree(trainer, 0, bad, False)[1] and trainer.global_step)
+        self._stop_if_bad(trainer, *self._agree(trainer, bad * trainer.global_step))
         self._wait(trainer)
         names = {"also": self.run.best if best else None, "previous": self.run.previous, "table": self.run.table}
         trainer.save_checkpoint(self.run.last, storage_options=names)
@@ -225,26 +201,25 @@ class RunKeeper(Checkpoint):
             trainer.strategy.checkpoint_io.wait()
         except UserError as error:
             failure = error
-        if self._agree(trainer, 0, failure is not None, False)[1]:
+        if any(self._agree(trainer, failure is not None)):
             raise failure or UserError("the first process could not write a checkpoint")
 
     # ------------------------------------------------------------------ what a checkpoint holds
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mine = plain(epoch_sums(trainer))  # all processes, before the first can fail alone
+        mine = plain(loop_state.epoch_sums(trainer))  # all processes, before the first can fail alone
         sums = [mine] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(sums, mine)
         tables = [logger.position() for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
-        loader = trainer.train_dataloader
-        place = place_of(trainer, self._between_epochs)
+        place = loop_state.place_of(trainer, self._between_epochs)
         checkpoint[STATE] = {
             **place,
             "format": FORMAT,
             "best": self.best,
             "model": model_name(module),
             "precision": trainer.precision,
-            "global_batch_size": getattr(loader, "global_batch_size", None),
+            "global_batch_size": getattr(trainer.train_dataloader, "global_batch_size", None),
             "world_size": trainer.world_size,
             "accumulate": trainer.accumulate_grad_batches,
             "scheduled_steps": self._scheduled_steps(trainer),
@@ -268,8 +243,8 @@ class RunKeeper(Checkpoint):
         # in another run's folder the best so far is not there to be kept
         self.best = tuple(state["best"]) if state["best"] and self.run.best.exists() else None
         if "loops" not in checkpoint:
-            sums = merged(state["metrics"].get("ranks", []), trainer.world_size, trainer.global_rank)
-            checkpoint["loops"] = go_on_from(trainer, Place(state), sums, state["loaders"])
+            sums = loop_state.merged(state["metrics"].get("ranks", []), trainer.world_size, trainer.global_rank)
+            checkpoint["loops"] = loop_state.go_on_from(trainer, state, sums, state["loaders"])
 
     def _scheduled_steps(self, trainer: Trainer) -> int | None:
         """Optimizer steps that a schedule is made for, where it matters."""
@@ -279,22 +254,18 @@ class RunKeeper(Checkpoint):
     def _refuse_another_length(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """An epoch or a schedule of another length would put the run at another place than it was at."""
         batches = trainer.num_training_batches
-        if state["batches"] not in (0, batches):
-            raise UserError(
-                f"an epoch had {state['batches']} batches and now has {batches}: give the same "
-                "--trainer.limit_train_batches and data, or start a new run without --ckpt_path"
-            )
-        if state["clip"] != _clipping(trainer):
-            raise UserError(
-                f"gradients were clipped by {state['clip']}, now by {_clipping(trainer)}: give the same "
-                "--trainer.gradient_clip_val, or start a new run without --ckpt_path"
-            )
-        if state["scheduled_steps"] != self._scheduled_steps(trainer):
-            raise UserError(
-                f"the schedule was made for {state['scheduled_steps']} steps and would now have "
-                f"{self._scheduled_steps(trainer)}: give the same --trainer.max_epochs, or start a new run without "
-                "--ckpt_path"
-            )
+        for was, now, what, same in (
+            (state["batches"] or batches, batches, "an epoch had {} batches and now has {}",
+             "--trainer.limit_train_batches and data"),
+            (state["clip"], _clipping(trainer), "gradients were clipped by {}, now by {}",
+             "--trainer.gradient_clip_val"),
+            (state["scheduled_steps"], self._scheduled_steps(trainer),
+             "the schedule was made for {} steps and would now have {}", "--trainer.max_epochs"),
+        ):  # fmt: skip
+            if was != now:
+                raise UserError(
+                    f"{what.format(was, now)}: give the same {same}, or start a new run without --ckpt_path"
+                )
 
 
 def _clipping(trainer: Trainer) -> list[Any]:
