@@ -126,7 +126,10 @@ def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeepe
         trainer.fit(model, datamodule=data, ckpt_path=start.file)
     except Interrupted as interrupted:
         if keeper and keeper.run.last.exists():
-            interrupted.told = f"stopped; {keeper.run.last} has everything: continue with --ckpt_path last"
+            kept = (
+                "everything" if keeper.saved_step == trainer.global_step else f"the first {keeper.saved_step:,} steps"
+            )
+            interrupted.told = f"stopped; {keeper.run.last} has {kept}: continue with --ckpt_path last"
         if interrupted.signum == signal.SIGUSR1 and trainer.is_global_zero:
             say(requeue_slurm_job())
         raise

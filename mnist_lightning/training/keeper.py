@@ -67,7 +67,7 @@ class RunKeeper(Checkpoint):
         self._anywhere = loop_state.stops_anywhere(trainer)
         if not self._anywhere and trainer.is_global_zero:
             say("The training data has no state to go on from inside an epoch: checkpoints are taken at epochs' ends")
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._saved_at, self.saved_step = time.monotonic(), trainer.global_step
         if self.resumed is None:
             self._save(trainer)  # there is something to resume from the first step on
             self._wait(trainer)  # a full disk shows now
@@ -85,7 +85,7 @@ class RunKeeper(Checkpoint):
             self._log_place(trainer, on_step=True)
 
     def between_batches(self, trainer: Trainer) -> None:
-        by_steps = self.every_n_steps is not None and trainer.global_step - self._saved_step >= self.every_n_steps
+        by_steps = self.every_n_steps is not None and trainer.global_step - self.saved_step >= self.every_n_steps
         late = self.every_n_seconds is not None and time.monotonic() - self._saved_at >= self.every_n_seconds
         ends = loop_state.ends_early(trainer)
         if trainer.world_size == 1:
@@ -192,7 +192,7 @@ class RunKeeper(Checkpoint):
         self._wait(trainer)
         names = {"also": self.run.best if best else None, "previous": self.run.previous, "table": self.run.table}
         trainer.save_checkpoint(self.run.last, storage_options=names)
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._saved_at, self.saved_step = time.monotonic(), trainer.global_step
 
     def _wait(self, trainer: Trainer) -> None:
         """Until the last checkpoint is on the disk. All processes fail if the first could not write it."""
@@ -223,6 +223,7 @@ class RunKeeper(Checkpoint):
             "world_size": trainer.world_size,
             "accumulate": trainer.accumulate_grad_batches,
             "scheduled_steps": self._scheduled_steps(trainer),
+            "seed": self.seed,
             "clip": _clipping(trainer),
             "loaders": checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", []),
             "metrics": {"ranks": sums} if place["batch"] else {},

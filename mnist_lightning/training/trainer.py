@@ -43,6 +43,7 @@ def _quiet() -> None:
     """Silences what Lightning says of itself on every start."""
     for part in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers.profiler").setLevel(logging.INFO)  # reports that were asked for
     for message in (
         ".*turning off the (train|val) dataloader shuffling.*",  # --trainer.overfit_batches: so does the data module
         ".*sync_dist=True.*",  # torchmetrics synchronise themselves
