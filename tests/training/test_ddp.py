@@ -169,14 +169,14 @@ def steps_of(run: Path) -> int:
 
 # Without it torchrun's workers may find the addresses of those before them, and fail to connect (PyTorch issue 135712).
 FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-LONG = [*NET, "--trainer.max_epochs", "80", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
+LONG = [*NET, "--trainer.max_epochs", "80", "--trainer.accelerator", "cpu"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("told_by", ["torchrun", "--trainer.devices"])  # how many processes there are
 def test_a_rank_killed_under_torchrun_comes_back_and_the_end_is_the_same(tiny_mnist, tmp_path, told_by):
     words = ["fit", *LONG, "--data.root", tiny_mnist, "--trainer.default_root_dir", tmp_path]
-    words += [] if told_by == "torchrun" else ["--trainer.devices", 2]
+    words += [] if told_by == "torchrun" else ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
     settings = ["--standalone", "--nproc-per-node", 2, "--max-restarts", 2]
     whole = torchrun(settings, [*words, "--run", "whole"], {}, tmp_path / "whole.log")
     assert whole.wait(120) == 0, (tmp_path / "whole.log").read_text()
@@ -228,7 +228,7 @@ def two_nodes(tmp_path):
 def test_two_nodes_one_cut_off_and_restored(two_nodes, tiny_mnist, tmp_path):
     """The second node loses its network and its processes; started again, the two go on and end with the same bytes."""
     prefixes, cables, cable = two_nodes
-    words = ["fit", *LONG, "--trainer.devices", 1, "--trainer.num_nodes", 2, "--data.root", tiny_mnist]
+    words = ["fit", *LONG, "--data.root", tiny_mnist]
     words += ["--trainer.default_root_dir", tmp_path]
 
     def node(number: int, run: str) -> subprocess.Popen:
