@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.connectors import data_connector
 from lightning.pytorch.trainer.connectors.logger_connector import logger_connector, result
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
 
@@ -63,12 +63,12 @@ class Net(LightningModule):
         return Adam(self.parameters(), self.lr)
 
 
-def net(**methods: Any) -> type[Net]:
+def net(base: type[Net] = Net, **methods: Any) -> type[Net]:
     """Net with some methods of one's own."""
-    return type("Net", (Net,), methods)
+    return type("Net", (base,), methods)
 
 
-def logs(log: Callable[[Net, Tensor, Any, int], Any]) -> type[Net]:
+def logs(log: Callable[[Net, Tensor, Any, int], Any], base: type[Net] = Net) -> type[Net]:
     """Net with a training_step that logs so, after another value."""
 
     def training_step(self: Net, batch: Any, batch_idx: int) -> Tensor:
@@ -76,7 +76,7 @@ def logs(log: Callable[[Net, Tensor, Any, int], Any]) -> type[Net]:
         log(self, loss, batch, batch_idx)
         return loss
 
-    return net(training_step=training_step)
+    return net(base, training_step=training_step)
 
 
 def steps(step: Callable[[Net, Any, int], Any]) -> type[Net]:
@@ -102,6 +102,44 @@ def scheduled(make: Callable[[Any], Any], **more: Any) -> type[Net]:
 
 def loader(data: Dataset | None = None, **options: Any) -> DataLoader:
     return DataLoader(data or TensorDataset(POINTS, CLASSES), **{"batch_size": 10, "shuffle": True} | options)
+
+
+class Endless(IterableDataset):
+    """Without a length; 7 batches of 10, the last of 8."""
+
+    def __iter__(self) -> Any:
+        return iter(zip(POINTS, CLASSES, strict=True))
+
+
+class Blurred(Dataset):
+    """Its points are random."""
+
+    def __len__(self) -> int:
+        return 68
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return POINTS[index] + torch.randn(6) / 10, CLASSES[index]
+
+
+class Stateful:
+    """A loader that knows its position."""
+
+    def __init__(self, length: bool) -> None:
+        self.batch = self.start = 0
+        if length:
+            self.__class__ = type("WithLength", (Stateful,), {"__len__": lambda self: 7})
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        start, self.start = self.start, 0
+        for batch in range(start, 7):
+            self.batch = batch + 1
+            yield POINTS[batch * 10 :][:10], CLASSES[batch * 10 :][:10]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batch": self.batch % 7}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.start = self.batch = state["batch"]
 
 
 def noted(thing: Any, folder: Path) -> Any:
@@ -215,4 +253,4 @@ def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[str]:
         for index, pair in enumerate(zip(theirs, ours, strict=True)):
             yield from differences(*pair, f"{where}/{index}")
     elif theirs != ours:
-        yield f"{where}: Lightning {theirs!r}, ours {ours!r}"
+        yield f"{where}: expected {theirs!r:.70}, found {ours!r:.70}"

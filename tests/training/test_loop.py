@@ -10,7 +10,21 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from both_loops import CLASSES, POINTS, Case, Net, by_both, loader, net, raises_at, scheduled, steps
+from both_loops import (
+    CLASSES,
+    POINTS,
+    Blurred,
+    Case,
+    Endless,
+    Net,
+    Stateful,
+    by_both,
+    loader,
+    net,
+    raises_at,
+    scheduled,
+    steps,
+)
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, callbacks
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loops import _FitLoop, _TrainingEpochLoop
@@ -21,7 +35,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.models import CNN, MLP
@@ -112,44 +126,6 @@ class Dicts(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"x": POINTS[index], "y": CLASSES[index], "name": f"point {index}"}
-
-
-class Endless(IterableDataset):
-    """Without a length; 7 batches of 10, the last of 8."""
-
-    def __iter__(self) -> Any:
-        return iter(zip(POINTS, CLASSES, strict=True))
-
-
-class Blurred(Dataset):
-    """Its points are random."""
-
-    def __len__(self) -> int:
-        return 68
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return POINTS[index] + torch.randn(6) / 10, CLASSES[index]
-
-
-class Stateful:
-    """A loader that knows its position."""
-
-    def __init__(self, length: bool) -> None:
-        self.batch = 0
-        if length:
-            self.__class__ = type("WithLength", (Stateful,), {"__len__": lambda self: 7})
-
-    def __iter__(self) -> Any:
-        for batch in range(self.batch, 7):
-            self.batch = batch + 1
-            yield POINTS[batch * 10 :][:10], CLASSES[batch * 10 :][:10]
-        self.batch = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"batch": self.batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.batch = state["batch"]
 
 
 class Module(LightningDataModule):
