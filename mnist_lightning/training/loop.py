@@ -7,9 +7,11 @@ and the two that belong to it, optimization.py and loop_state.py; `training.trai
 versions of Lightning that the tests know.
 """
 
+import random
 import signal
 from typing import Any
 
+import numpy
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops import _FitLoop
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
@@ -62,6 +64,7 @@ class QuickLoop(_TrainingEpochLoop):
     resumed_sums: dict[str, Any] | None = None  # of the epoch that the place is in
     _validates: bool | None = None
     _uncollected = False
+    _drawn = False  # whether the order of the batches comes from random generators
 
     # ------------------------------------------------------------------ the epoch
 
@@ -75,8 +78,8 @@ class QuickLoop(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: Any) -> None:
         done = self.batch_progress.current.ready
         loaders = data_fetcher.combined_loader.flattened
-        drawn = self.seed is not None and not all(hasattr(loader, "load_state_dict") for loader in loaders)
-        if drawn:  # an order that is drawn, not computed: draw it again, and pass over what has been
+        self._drawn = self.seed is not None and not all(hasattr(loader, "load_state_dict") for loader in loaders)
+        if self._drawn:  # an order that is drawn, not computed: draw it again, and pass over what has been
             self._seed("epoch", self.trainer.current_epoch)
             if self.trainer.current_epoch == 0 or self.trainer.fit_loop.is_resuming or self.restarting:
                 iter(data_fetcher)  # in a later epoch Lightning does, below
@@ -84,7 +87,7 @@ class QuickLoop(_TrainingEpochLoop):
                 self._seed("steps", batch)
                 next(data_fetcher)
         super().on_run_start(data_fetcher)
-        if drawn and done:
+        if self._drawn and done:
             data_fetcher.fetched = done
         if self.exactly_resumed:  # nothing of what Lightning mends after a restart is to be mended
             self.exactly_resumed = self.trainer.fit_loop._restarting = self._restarting = False
@@ -96,6 +99,9 @@ class QuickLoop(_TrainingEpochLoop):
     def _seed(self, purpose: str, index: int) -> None:
         stream = derived_seed(self.seed or 0, purpose, self.trainer.global_rank)
         seed_generators(self.trainer.strategy.root_device, stream + index)
+        if self._drawn:  # a data set of the user's may draw from others than torch's
+            random.seed(stream + index)
+            numpy.random.seed((stream + index) % 2**32)
 
     def _plan(self, fetcher: Any) -> None:
         """Decides what of this epoch is done here, and who hears of it."""
