@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnist_lightning.data.loader import Block, TensorLoader, derived_seed
+from mnist_lightning.data.loader import TensorLoader, derived_seed
 
 
 def loader(count: int = 23, **options) -> TensorLoader:
@@ -17,21 +17,44 @@ def loader(count: int = 23, **options) -> TensorLoader:
 
 
 def batches(loader: TensorLoader) -> list[list[int]]:
-    """Positions of each mini-batch of one pass, whatever the blocks."""
-    return [part.tolist() for block in loader for part in block.positions.split(block.sizes)]
+    """The numbers of the images in each mini-batch of one pass."""
+    return [images[:, 0, 0].tolist() for images, _ in loader]
 
 
 def flat(lists) -> list[int]:
     return list(chain.from_iterable(lists))
 
 
-def test_blocks_hold_what_their_positions_say():
-    for block in loader(steps_per_block=2):
-        assert block.images.dtype == torch.uint8
-        assert block.images.shape == (len(block), 28, 28)
-        assert block.images[:, 5, 7].tolist() == block.positions.tolist()
-        assert block.labels.tolist() == [number % 10 for number in block.positions.tolist()]
-        assert sum(block.sizes) == len(block)
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_a_mini_batch_is_images_and_their_labels(at_once: int):
+    some = loader()
+    some.at_once = at_once  # mini-batches that are gathered together
+    for images, labels in some:
+        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+        assert images.shape == (len(labels), 28, 28)
+        assert (images == images[:, :1, :1]).all()
+        assert labels.tolist() == [number % 10 for number in images[:, 5, 7].tolist()]
+    assert batches(loader()) == [part.tolist() for part in loader().order(0).split(4)]
+
+
+def test_images_are_prepared_many_at_once():
+    calls: list[int] = []
+
+    def prepare(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return images.unsqueeze(1).float() + 0.5
+
+    some = loader(23, prepare=prepare, shuffle=False)
+    some.at_once = 4
+    found = [images for images, _ in some]
+    assert [images.shape for images in found] == [(4, 1, 28, 28)] * 5 + [(3, 1, 28, 28)]
+    assert torch.cat(found)[:, 0, 0, 0].tolist() == [number + 0.5 for number in range(23)]
+    assert calls == [16, 7]
+
+
+@pytest.mark.parametrize(("batch_size", "at_once"), [(10, 409), (64, 64), (512, 8), (4096, 1), (10_000, 1)])
+def test_about_4096_images_are_gathered_at_once(batch_size: int, at_once: int):
+    assert loader(batch_size=batch_size).at_once == at_once
 
 
 def test_without_shuffling_the_order_is_that_of_the_data():
@@ -61,15 +84,17 @@ def test_this_order_stays_as_it_is():
     assert loader(8, seed=0).order(0).tolist() == [0, 6, 4, 5, 3, 2, 7, 1]
 
 
-def test_a_last_smaller_batch_is_kept():
-    assert [len(batch) for batch in batches(loader(23))] == [4, 4, 4, 4, 4, 3]
-    assert loader(23).batches == 6
-    assert [len(batch) for batch in batches(loader(24))] == [4] * 6
-    assert [len(batch) for batch in batches(loader(3))] == [3]
+@pytest.mark.parametrize(("count", "sizes"), [(23, [4, 4, 4, 4, 4, 3]), (24, [4] * 6), (3, [3]), (0, [])])
+def test_a_last_smaller_batch_is_kept(count: int, sizes: list[int]):
+    assert [len(batch) for batch in batches(loader(count))] == sizes
+    assert len(loader(count)) == len(sizes)
+
+
+# ---------------------------------------------------------------------- ranks
 
 
 def shares(count: int, ranks: int, size: int, **options) -> list[list[list[int]]]:
-    """[rank][mini-batch] -> positions"""
+    """[rank][mini-batch] -> numbers"""
     whole = {"batch_size": size, "world_size": ranks, "seed": 5}
     return [batches(loader(count, rank=rank, **whole | options)) for rank in range(ranks)]
 
@@ -86,23 +111,27 @@ def test_ranks_share_each_batch_without_padding_or_repeats(count: int, ranks: in
         sizes = [len(part[i]) for part in parts]
         assert max(sizes) - min(sizes) <= 1
     for rank in range(ranks):
-        for block in loader(count, rank=rank, world_size=ranks, batch_size=12 // ranks, seed=5):
-            assert block.global_sizes == [len(batch) for batch in single[: len(block.global_sizes)]] or (
-                block.global_sizes == [len(single[-1])]
-            )
+        some = loader(count, rank=0, world_size=ranks, batch_size=12 // ranks, seed=5)
+        for done in range(len(some) + 1):
+            assert some.positions(done, rank).tolist() == flat(parts[rank][:done])
 
 
 def test_a_rank_can_have_no_image_in_the_last_batch():
     assert [[len(batch) for batch in part] for part in shares(13, 4, 3)] == [[3, 1], [3, 0], [3, 0], [3, 0]]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 6, 7, 100])
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_size_of_a_block_changes_nothing(steps: int, ranks: int):
-    options = {"world_size": ranks, "rank": ranks - 1, "batch_size": 4 // ranks}
-    blocked = loader(23, steps_per_block=steps, **options)
-    assert len(blocked) == len(list(loader(23, steps_per_block=steps, **options))) == -(-6 // steps)
-    assert batches(blocked) == batches(loader(23, **options))
+@pytest.mark.parametrize(("count", "ranks"), [(13, 3), (14, 3), (16, 3), (12, 3), (23, 2), (23, 1)])
+def test_a_rank_knows_its_share_of_each_mini_batch(count: int, ranks: int):
+    """Weighted so, the ranks' mean losses come to the mean over the whole mini-batch's images."""
+    whole = {"batch_size": 4, "world_size": ranks, "seed": 5}
+    single = batches(loader(count, batch_size=4 * ranks, seed=5))
+    for batch, images in enumerate(single):
+        weights = [loader(count, rank=rank, **whole).weight(batch) for rank in range(ranks)]
+        sizes = [len(part[batch]) for part in shares(count, ranks, 4)]
+        assert weights == pytest.approx([size / len(images) * ranks for size in sizes])
+
+
+# ---------------------------------------------------------------------- positions
 
 
 def test_a_pass_after_a_pass_is_the_next_epoch():
@@ -114,6 +143,12 @@ def test_a_pass_after_a_pass_is_the_next_epoch():
     assert batches(running) == [part.tolist() for part in fresh.order(3).split(4)]  # and where it does not
 
 
+def test_a_pass_that_was_left_early_is_an_epoch_too():
+    some = loader(seed=3)
+    next(iter(some))
+    assert batches(some) == [part.tolist() for part in some.order(1).split(4)]
+
+
 def test_set_epoch_starts_an_epoch_over_only_if_it_is_another():
     some = loader()
     some.load_state_dict({"epoch": 1, "batch": 4})
@@ -123,20 +158,23 @@ def test_set_epoch_starts_an_epoch_over_only_if_it_is_another():
     assert some.state_dict() == {"epoch": 2, "batch": 0}
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_state_in_the_middle_of_an_epoch(steps: int):
-    whole = loader(seed=7, steps_per_block=steps)
+@pytest.mark.parametrize("done", [0, 1, 4, 5, 6])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_state_in_the_middle_of_an_epoch(done: int, ranks: int):
+    options = {"seed": 7, "world_size": ranks, "rank": ranks - 1, "batch_size": 4 // ranks}
+    whole, first, rest = (loader(**options) for _ in range(3))
     whole.set_epoch(2)
     expected = batches(whole)
-    first = loader(seed=7, steps_per_block=steps)
     first.set_epoch(2)
     iterator = iter(first)
-    done = [part.tolist() for block in [next(iterator)] for part in block.positions.split(block.sizes)]
-    assert first.state_dict() == {"epoch": 2, "batch": steps}
-    for later in (1, 3):  # the blocks may be of another size afterwards
-        rest = loader(seed=7, steps_per_block=later)
-        rest.load_state_dict(first.state_dict())
-        assert done + batches(rest) == expected
+    begun = [next(iterator)[0][:, 0, 0].tolist() for _ in range(done)]
+    state = {"epoch": 2, "batch": done} if done < 6 else {"epoch": 3, "batch": 0}
+    assert first.state_dict() == state
+    rest.load_state_dict(state)
+    if done < 6:
+        assert begun + batches(rest) == expected
+    whole.set_epoch(3)
+    assert batches(rest) == batches(whole)
 
 
 def test_state_at_the_end_of_an_epoch_is_the_start_of_the_next():
@@ -147,48 +185,14 @@ def test_state_at_the_end_of_an_epoch_is_the_start_of_the_next():
 
 
 def test_subset_restricts_to_some_images():
-    subset = torch.tensor([3, 5, 8, 13, 21])
+    subset = torch.tensor([3, 5, 8, 13, 21], dtype=torch.int32)
     assert sorted(flat(batches(loader(subset=subset, batch_size=2)))) == subset.tolist()
     assert batches(loader(subset=subset, batch_size=2, shuffle=False)) == [[3, 5], [8, 13], [21]]
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(1.0, 6), (0.5, 3), (0.4, 2), (1, 1), (4, 4), (99, 6), (0, 0), (0.0, 0)])
-def test_limit_counts_mini_batches_or_is_a_share_of_them(limit: float, kept: int):
-    some = loader(23, limit=limit, steps_per_block=4)
-    assert some.batches == kept
-    assert batches(some) == batches(loader(23))[:kept]
-
-
-def test_images_after_so_many_steps():
+def test_images_after_so_many_batches():
     some = loader(23)  # 6 mini-batches: five of 4, one of 3
-    assert [some.images_after(steps) for steps in (0, 1, 5, 6, 7, 12)] == [0, 4, 20, 23, 27, 46]
-    limited = loader(23, limit=2)
-    assert [limited.images_after(steps) for steps in (1, 2, 3)] == [4, 8, 12]
+    assert [some.images_after(done, 6) for done in (0, 1, 5, 6, 7, 12)] == [0, 4, 20, 23, 27, 46]
+    assert [some.images_after(done, 2) for done in (1, 2, 3)] == [4, 8, 12]  # --trainer.limit_train_batches 2
     ranked = loader(23, batch_size=2, world_size=2)
-    assert [ranked.images_after(steps) for steps in (5, 6, 7)] == [20, 23, 27]
-
-
-def test_a_block_moves_and_splits():
-    block: Block = next(iter(loader(10, steps_per_block=3))).to("cpu")
-    assert block.labels.dtype == torch.int64
-    parts: list[tuple[Tensor, Tensor, float]] = list(block.split(block.labels))
-    assert [(len(images), len(labels), share) for images, labels, share in parts] == [
-        (4, 4, 1.0),
-        (4, 4, 1.0),
-        (2, 2, 1.0),
-    ]
-    assert torch.equal(torch.cat([images for images, _, _ in parts]), block.images)
-
-
-def test_a_rank_knows_its_share_of_each_mini_batch():
-    options = {"batch_size": 4, "world_size": 3, "steps_per_block": 2}  # 13 images: 12, then 1
-    for rank, expected in ((0, [4 / 12, 1.0]), (2, [4 / 12, 0.0])):
-        block = next(iter(loader(13, rank=rank, **options)))
-        assert [share for _, _, share in block.split(block.labels)] == expected
-
-
-def test_images_in_order_are_cut_where_they_lie():
-    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1).expand(10, 28, 28).contiguous()
-    loader = TensorLoader(images, torch.arange(10), batch_size=2, steps_per_block=2)
-    blocks = [(block.images[:, 0, 0].tolist(), block.labels.tolist()) for block in loader]
-    assert blocks == [([0, 1, 2, 3], [0, 1, 2, 3]), ([4, 5, 6, 7], [4, 5, 6, 7]), ([8, 9], [8, 9])]
+    assert [ranked.images_after(done, 6) for done in (5, 6, 7)] == [20, 23, 27]

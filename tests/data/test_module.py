@@ -2,13 +2,13 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mnist_lightning.cli import main
-from mnist_lightning.data.loader import Block
 from mnist_lightning.data.module import MNISTDataModule, _spread
 from mnist_lightning.data.sources import Digits, read_idx, write_text
 from mnist_lightning.data.synthetic import synthetic_digits
@@ -25,14 +25,22 @@ def module(root: Path, **options) -> MNISTDataModule:
 
 
 def seen(loader) -> tuple[Tensor, Tensor]:
-    """Images and labels of one pass, in the order of the data."""
-    blocks = list(loader)
-    order = torch.cat([block.positions for block in blocks]).argsort()
-    return torch.cat([b.images for b in blocks])[order], torch.cat([b.labels for b in blocks])[order]
+    """Images and labels of one pass."""
+    batches = list(loader)
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
 def positions(loader) -> set[int]:
-    return {position for block in loader for position in block.positions.tolist()}
+    """Which images of the data set a loader hands out in an epoch."""
+    return set(loader.positions(len(loader), rank=0).tolist())
+
+
+def trainer(stage: str = "fit", **settings) -> Any:
+    """What the data asks of a Trainer."""
+    strategy, state = SimpleNamespace(root_device=torch.device("cpu")), SimpleNamespace(fn=stage)
+    limits = {f"limit_{kind}_batches": 1.0 for kind in ("val", "test", "predict")}
+    defaults = {"overfit_batches": 0.0, "global_rank": 0, "world_size": 1, "strategy": strategy, "state": state}
+    return SimpleNamespace(**defaults | limits | settings)
 
 
 def message(error: type[UserError], **options) -> str:
@@ -50,10 +58,12 @@ def message(error: type[UserError], **options) -> str:
 def test_idx_files(folder: str, source: str, tiny_digits, request: pytest.FixtureRequest):
     data = module(request.getfixturevalue(folder), source=source, val_size=0)
     assert data.source == "mnist"
-    for loader, (images, labels) in zip((data.train_dataloader(), data.test_dataloader()), tiny_digits, strict=True):
-        got_images, got_labels = seen(loader)
-        assert torch.equal(got_images, images)
-        assert torch.equal(got_labels.to(torch.uint8), labels)
+    for split, (images, labels) in zip(("train", "test"), tiny_digits, strict=True):
+        assert torch.equal(data.read(split).images, images)
+        assert torch.equal(data.labels(split), labels)
+    images, labels = seen(data.test_dataloader())
+    assert torch.equal(images, data.normalized(tiny_digits[1][0]))
+    assert torch.equal(labels, tiny_digits[1][1].long())
 
 
 def test_text_is_the_same_as_idx(tiny_mnist: Path, tiny_digits, tmp_path: Path):
@@ -68,9 +78,9 @@ def test_text_is_the_same_as_idx(tiny_mnist: Path, tiny_digits, tmp_path: Path):
         (text.train_dataloader(), idx.train_dataloader()),
         (text.test_dataloader(), idx.test_dataloader()),
     ):
-        for block, same in zip(one, other, strict=True):
-            assert torch.equal(block.images, same.images)
-            assert torch.equal(block.labels, same.labels)
+        for batch, same in zip(one, other, strict=True):
+            assert torch.equal(batch[0], same[0])
+            assert torch.equal(batch[1], same[1])
 
 
 @pytest.fixture
@@ -137,18 +147,18 @@ def test_root_from_the_environment(tiny_mnist: Path, monkeypatch: pytest.MonkeyP
 
 def test_validation_images_come_from_the_training_set_and_are_the_same_for_every_seed(tiny_mnist: Path):
     data, other = module(tiny_mnist, seed=0), module(tiny_mnist, seed=1)
-    val, train = positions(data.val_dataloader()[0]), positions(data.train_dataloader())
+    val, train = positions(data.val_dataloader()), positions(data.train_dataloader())
     assert len(val) == 50
     assert len(train) == 250
     assert val | train == set(range(300))
-    assert positions(other.val_dataloader()[0]) == val
-    images = seen(data.val_dataloader()[0])[0]
-    assert torch.equal(images, read_idx(tiny_mnist, "train").images[sorted(val)])
+    assert positions(other.val_dataloader()) == val
+    images = seen(data.val_dataloader())[0]
+    assert torch.equal(images, data.normalized(read_idx(tiny_mnist, "train").images[sorted(val)]))
     assert sorted(val)[:5] == [14, 26, 29, 30, 31]  # a checkpoint's numbers depend on it
 
 
 def test_validation_images_are_not_the_first_ones(tiny_mnist: Path):
-    assert positions(module(tiny_mnist).val_dataloader()[0]) != set(range(50))
+    assert positions(module(tiny_mnist).val_dataloader()) != set(range(50))
 
 
 def test_train_size_takes_the_first_of_those_not_held_out(tiny_mnist: Path):
@@ -168,31 +178,24 @@ def test_without_validation_there_is_no_validation_loader(tiny_mnist: Path):
 def test_test_each_epoch_watches_the_test_images_beside_the_validation_images(tiny_mnist: Path):
     def watched(stage: str, **options) -> list[int]:
         data = module(tiny_mnist, **options)
-        strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        state = SimpleNamespace(fn=stage)
-        data.trainer = SimpleNamespace(state=state, global_rank=0, world_size=1, strategy=strategy)  # type: ignore
-        return [len(positions(loader)) for loader in data.val_dataloader()]
+        data.trainer = trainer(stage)
+        loaders = data.val_dataloader()
+        return [len(positions(loader)) for loader in (loaders if isinstance(loaders, list) else [loaders])]
 
     assert watched("fit") == [50]
     assert watched("fit", test_each_epoch=True) == [50, 100]
-    assert watched("fit", test_each_epoch=True, val_size=0) == [100]
+    assert watched("fit", test_each_epoch=True, val_size=0) == [0, 100]
     assert watched("validate", test_each_epoch=True) == [50]  # `validate` means the validation images
 
 
 def test_the_seed_sets_the_order_of_training(tiny_mnist: Path):
     def first(seed: int) -> list[int]:
-        return next(iter(module(tiny_mnist, seed=seed).train_dataloader())).positions.tolist()
+        return module(tiny_mnist, seed=seed).train_dataloader().positions(1, rank=0).tolist()
 
     assert first(1) == first(1) != first(2)
 
 
 # ---------------------------------------------------------------------- pixels
-
-
-def normalized(data: MNISTDataModule) -> Tensor:
-    """The test images as the network gets them."""
-    blocks = [data.on_after_batch_transfer(block.to("cpu"), 0) for block in data.test_dataloader()]
-    return torch.cat([part for block in blocks for part in block.parts(7)])
 
 
 @pytest.mark.parametrize(("normalize", "expected"), [("none", (0.0, 1.0)), ((0.25, 0.5), (0.25, 0.5)), ("auto", None)])
@@ -201,7 +204,7 @@ def test_normalize(normalize, expected, tiny_mnist: Path, tiny_digits):
     pixels = tiny_digits[0][0].double() / 255
     mean, std = expected or (round(pixels.mean().item(), 4), round(pixels.std(correction=0).item(), 4))
     assert data.mean_std == (mean, std)
-    images = normalized(data)
+    images, _ = seen(data.test_dataloader())
     assert images.dtype == torch.float32
     assert images.shape == (100, 1, 28, 28)
     exact = (tiny_digits[1][0].double() / 255 - mean) / std
@@ -213,20 +216,48 @@ def test_normalized_needs_setup():
         MNISTDataModule().normalized(torch.zeros(1, 28, 28, dtype=torch.uint8))
 
 
-def test_what_is_no_block_passes_through():
-    image = torch.zeros(1, 1, 28, 28)
-    assert MNISTDataModule().on_after_batch_transfer(image, 0) is image
-
-
-@pytest.mark.parametrize(("batch_size", "steps"), [(10, 409), (64, 64), (512, 8), (4096, 1), (10_000, 1)])
-def test_a_block_is_about_4096_images(batch_size: int, steps: int):
-    assert MNISTDataModule(batch_size=batch_size).steps_per_block == steps
-    assert MNISTDataModule(batch_size=batch_size, steps_per_block=7).steps_per_block == 7
+def test_batches_without_a_trainer(tiny_mnist: Path):
+    """Any PyTorch loop may use them, without `setup`."""
+    data = MNISTDataModule(str(tiny_mnist), "mnist", batch_size=40, val_size=60)
+    sizes = []
+    for images, labels in data.train_dataloader():
+        assert (images.dtype, labels.dtype, images.shape[1:]) == (torch.float32, torch.int64, (1, 28, 28))
+        sizes.append(len(labels))
+    assert sizes == [40] * 6
+    assert len(data.train_dataloader()) == 6
+    assert [len(labels) for _, labels in data.val_dataloader()] == [60]
+    assert [len(labels) for _, labels in MNISTDataModule(str(tiny_mnist), "mnist", val_size=60).test_dataloader()] == [
+        100
+    ]
 
 
 def test_evaluation_is_in_order_and_complete(tiny_mnist: Path):
-    blocks: list[Block] = list(module(tiny_mnist).test_dataloader())
-    assert torch.equal(torch.cat([block.positions for block in blocks]), torch.arange(100))
+    assert module(tiny_mnist).test_dataloader().positions(1, rank=0).tolist() == list(range(100))
+
+
+@pytest.mark.parametrize("limit", ["limit_val_batches", "limit_test_batches", "limit_predict_batches"])
+def test_limits_of_evaluation_count_batches_of_the_training_size(limit: str, tiny_mnist: Path):
+    data = module(tiny_mnist)
+    for value, batches in ((1.0, 1), (0.5, 4), (2, 4), (1, 4)):
+        data.trainer = trainer("test", **{limit: value})
+        assert len(data.test_dataloader()) == batches  # one of 100 images, or four of 32
+
+
+def test_overfitting_looks_at_the_same_batches_again(tiny_mnist: Path):
+    data = module(tiny_mnist)
+    data.trainer = trainer(overfit_batches=2)
+    loader = data.train_dataloader()
+    assert [loader.order(epoch).tolist() for epoch in (0, 1)] == [sorted(positions(loader))] * 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_has_its_share(rank: int, tiny_mnist: Path):
+    data = module(tiny_mnist)
+    data.trainer = trainer(global_rank=rank, world_size=2)
+    loader = data.train_dataloader()
+    assert [len(labels) for _, labels in loader] == [32, 32, 32, 29]
+    whole = module(tiny_mnist, batch_size=64).train_dataloader()
+    assert loader.order(0).tolist() == whole.order(0).tolist()
 
 
 # ---------------------------------------------------------------------- what a checkpoint keeps
@@ -235,7 +266,8 @@ def test_evaluation_is_in_order_and_complete(tiny_mnist: Path):
 def test_the_state_is_what_a_tool_needs(tiny_mnist: Path):
     data = module(tiny_mnist, normalize=(0.25, 0.5))
     state = data.state_dict()
-    assert state == {"source": "mnist", "mean": 0.25, "std": 0.5, "fingerprint": data.fingerprint()}
+    known = {"source": "mnist", "mean": 0.25, "std": 0.5, "classes": 10}
+    assert state == known | {"fingerprint": data.fingerprint()}
     assert len(state["fingerprint"]) == 8
 
 
@@ -264,7 +296,6 @@ def test_the_fingerprint_tells_other_training_images(tiny_mnist: Path, tiny_digi
         ({"batch_size": -3}, "--data.batch_size is -3; it must be at least 1"),
         ({"val_size": -1}, "--data.val_size is -1; it must be at least 0"),
         ({"train_size": 0}, "--data.train_size is 0; it must be at least 1"),
-        ({"steps_per_block": 0}, "--data.steps_per_block is 0; it must be at least 1"),
         ({"val_size": 300}, "--data.val_size is 300, but there are only 300 training images"),
         ({"train_size": 251}, "--data.train_size is 251, but only 250 images are there"),
         ({"normalize": (0.1, 0.0)}, "--data.normalize: the standard deviation is 0.0; it must be above 0"),
@@ -290,7 +321,7 @@ def test_real_mnist(real_mnist: Path):
     assert len(data.labels("train")) == 55_000
     assert len(data.labels("val")) == 5_000
     assert len(data.labels("test")) == 10_000
-    assert len(data.train_dataloader()) == 14  # 1,719 batches of 32, 128 a block
+    assert len(data.train_dataloader()) == 1719
 
 
 def test_a_sample_is_spread_over_all_images():
