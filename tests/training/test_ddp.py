@@ -131,7 +131,7 @@ def test_another_number_of_processes_goes_on_if_the_global_batch_is_the_same(sta
 
 
 def test_a_killed_run_of_two_processes_ends_with_the_same_bytes(ranks, tmp_path):
-    words = ("fit", *NET, "--data.batch_size", 5)
+    words = ("fit", *NET, "--data.batch_size", 5, "--data.val_size", 59)  # an epoch's last step has one image
     ended(*ranks(2, *words, "--run", "whole"))
     first = ranks(2, *words, "--run", "a", moment_1="step", number_1=36)
     ended(*first, status=[1, -signal.SIGKILL])
