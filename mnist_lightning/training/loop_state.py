@@ -6,6 +6,7 @@ The states that Lightning saves itself lose work or repeat it if they are taken 
 from operator import attrgetter
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from torch import Tensor
@@ -98,7 +99,8 @@ def epoch_sums(trainer: Trainer) -> dict[str, Any]:
         if isinstance(metric, Metric):
             states = metric.metric_state  # first: it can count what waits
             if metric._update_count:
-                metrics[name] = {"count": metric._update_count, "states": states}
+                how = {key: getattr(reduce, "__name__", "") for key, reduce in metric._reductions.items()}
+                metrics[name] = {"count": metric._update_count, "states": states, "how": how}
     return {"logged": logged, "metrics": metrics}
 
 
@@ -109,18 +111,30 @@ def merged(ranks: list[dict[str, Any]], world_size: int, rank: int) -> dict[str,
     if len(ranks) == world_size:
         return ranks[rank]
 
-    def add(values: list[Any]) -> Any:
-        if isinstance(values[0], dict):
-            return {key: add([value[key] for value in values]) for key in values[0]}
-        if isinstance(values[0], Tensor):
-            return sum(values) if rank == 0 else values[0] * 0
-        return values[0]
+    def together(values: list[Any], how: str) -> Any:
+        if isinstance(values[0], list):
+            return [part for value in values for part in value]
+        if not isinstance(values[0], Tensor):
+            return values[0]
+        if how.endswith(("max", "min")):  # which all ranks may have
+            return getattr(torch.stack(values), f"a{how[-3:]}")(0)
+        if how == "dim_zero_cat":
+            return torch.cat(values)
+        total = torch.stack(values).sum(0) / (len(values) if how == "dim_zero_mean" else 1)
+        return total.to(values[0].dtype) * (rank == 0)
 
     logged = [
-        {**entries[0], **{key: add([entry[key] for entry in entries]) for key in ("value", "images")}}
-        for entries in zip(*(sums["logged"] for sums in ranks), strict=True)
+        {**one[0], **{key: together([e[key] for e in one], one[0]["meta"]["reduce_fx"]) for key in ("value", "images")}}
+        for one in zip(*(sums["logged"] for sums in ranks), strict=True)
     ]
-    return {"logged": logged, "metrics": add([sums["metrics"] for sums in ranks])}
+    metrics = {}
+    for name, kept in ranks[0]["metrics"].items() if rank == 0 else ():
+        states = {
+            key: together([sums["metrics"][name]["states"][key] for sums in ranks if name in sums["metrics"]], how)
+            for key, how in kept["how"].items()
+        }
+        metrics[name] = {**kept, "states": states}
+    return {"logged": logged, "metrics": metrics}
 
 
 class _Resumed(_Sync):
