@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from both_loops import Case, Net, by_both, logs, net, raises_at, scheduled, steps
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
@@ -227,6 +228,58 @@ MODULES: dict[str, Callable[[], LightningModule]] = {
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 def test_modules(module: type[Net], accumulate: int, tmp_path: Path):
     by_both(Case(module, settings={"accumulate_grad_batches": accumulate, "gradient_clip_val": 0.5}), tmp_path)
+
+
+# ---------------------------------------------------------------------- what changes in the middle of an epoch
+
+
+def other_optimizer(trainer: Trainer, module: Any) -> None:
+    trainer.optimizers = [Adam(module.parameters(), 0.1)]
+
+
+def more_parameters(trainer: Trainer, module: Any) -> None:
+    trainer.optimizers[0].add_param_group({"params": module.head.parameters(), "lr": 0.3})
+
+
+def frozen(trainer: Trainer, module: Any) -> None:
+    module.head.requires_grad_(False)
+
+
+def accumulates(trainer: Trainer, module: Any) -> None:
+    trainer.accumulate_grad_batches = 2
+
+
+def clips(trainer: Trainer, module: Any) -> None:
+    trainer.gradient_clip_val = 0.01
+
+
+def hooks(trainer: Trainer, module: Any) -> None:
+    trainer.optimizers[0].register_step_pre_hook(lambda *_: module.notes.append(module.head.weight.grad))
+    trainer.optimizers[0].register_step_post_hook(lambda *_: module.notes.append(module.head.weight.grad))
+
+
+def schedules(trainer: Trainer, module: Any) -> None:
+    schedule = LRSchedulerConfig(StepLR(trainer.optimizers[0], 2), interval="step")
+    trainer.strategy.lr_scheduler_configs.append(schedule)
+
+
+def another_step(trainer: Trainer, module: Any) -> None:
+    module.training_step = lambda batch, batch_idx: module.loss(batch) * 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [other_optimizer, more_parameters, frozen, accumulates, clips, hooks, schedules, another_step],
+    ids=lambda change: change.__name__,
+)
+def test_changed_in_the_middle_of_an_epoch(change: Callable[[Trainer, Any], None], tmp_path: Path):
+    class Changes(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: Any, *args: Any) -> None:
+            if trainer.fit_loop.total_batch_idx == 9:
+                change(trainer, module)
+
+    module = net(configure_optimizers=lambda self: SGD(self.backbone.parameters(), lr=0.1, momentum=0.9))
+    assert by_both(Case(module, callbacks=lambda folder: [Changes()]), tmp_path)["error"] is None
 
 
 # ---------------------------------------------------------------------- self.log
