@@ -9,7 +9,7 @@ from traceback import walk_tb
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.markup import escape
@@ -24,7 +24,7 @@ from mnist_lightning.errors import BadSetting, UserError, first_line, of_another
 from mnist_lightning.files import give_name, sync, write_whole
 from mnist_lightning.processes import Interrupted, Signals, is_first_process, requeue_slurm_job
 from mnist_lightning.run import Run
-from mnist_lightning.settings import as_yaml, parsed, yaml_value
+from mnist_lightning.settings import as_yaml, parsed, several, yaml_value
 from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
 from mnist_lightning.training.keeper import RunKeeper
 from mnist_lightning.training.loggers import run_loggers, tell_result
@@ -69,8 +69,10 @@ def train(pairs: Pairs, signals: Signals) -> Result:
     settings = merged(start.settings + with_files(pairs))
     config = parsed("fit", settings)
     seed_everything(config.seed, verbose=False)
-    data, model = config.data.make(), config.model.make()  # what is wrong with them is said before a download
     asked = config.trainer.arguments()
+    if start.checkpoint:
+        asked["callbacks"] = _without_finders(asked["callbacks"], config, start.checkpoint)
+    data, model = config.data.make(), config.model.make()  # what is wrong with them is said before a download
     loggers, trial = asked["logger"], bool(asked["fast_dev_run"])
     keeper = RunKeeper(start.run or Run(start.root / start.name), signals, **vars(config.checkpoint), seed=config.seed)
     ours = [SignalsAgain(signals)] if trial else [SignalsAgain(signals), keeper]
@@ -153,6 +155,17 @@ def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeepe
         if start.goes_on and start.file != keeper.run.last:  # a kill came when only best.ckpt was the new one
             give_name(start.file, keeper.run.last)
             sync(keeper.run.folder)
+
+
+def _without_finders(callbacks: Any, config: Any, checkpoint: dict[str, Any]) -> list[Any]:
+    """The callbacks that go on with a training: what Lightning's tuner was asked to find has been found."""
+    kept = [
+        callback for callback in several(callbacks) if not isinstance(callback, LearningRateFinder | BatchSizeFinder)
+    ]
+    if len(kept) < len(several(callbacks)):
+        config.model.settings |= {"lr": checkpoint.get("hyper_parameters", {}).get("lr")}
+        config.data.settings |= {"batch_size": checkpoint.get("datamodule_hyper_parameters", {}).get("batch_size")}
+    return kept
 
 
 def _start_from_weights(model: Any, file: Path) -> None:

@@ -31,6 +31,7 @@ class Accuracy(MulticlassAccuracy):
             logits, labels = map(torch.cat, zip(*self._waiting, strict=True))
             self._waiting.clear()
             self.update(logits, labels)
+            self._update_count = 1  # how many were counted together shall not show in a checkpoint
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         wrapped = super()._wrap_compute(compute)

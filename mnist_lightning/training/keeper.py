@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -61,6 +61,8 @@ class RunKeeper(Checkpoint):
         if folder != self.run.folder:
             self.run = Run(folder)
         trainer.fit_loop.epoch_loop.seed = self.seed
+        if trainer.precision == "64-true":  # Lightning converts it after the weights are loaded
+            module.double()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.signals.install()
@@ -68,6 +70,10 @@ class RunKeeper(Checkpoint):
         if not self._anywhere and trainer.is_global_zero:
             say("The training data has no state to go on from inside an epoch: checkpoints are taken at epochs' ends")
         self._saved_at, self.saved_step = time.monotonic(), trainer.global_step
+        if self.resumed is not None and self.resumed["batch"]:
+            for callback in trainer.callbacks:  # Lightning tells none of an epoch that goes on
+                if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
+                    callback.on_train_epoch_start(trainer, module)
         if self.resumed is None:
             self._save(trainer)  # there is something to resume from the first step on
             self._wait(trainer)  # a full disk shows now
@@ -135,8 +141,8 @@ class RunKeeper(Checkpoint):
     def _log_place(self, trainer: Trainer, on_step: bool) -> None:
         """Learning rate and images seen, as columns of their own."""
         values = {}
-        if trainer.optimizers:
-            values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        for group in [group for optimizer in trainer.optimizers for group in optimizer.param_groups][:1]:
+            values["lr"] = group["lr"]
         if isinstance(trainer.train_dataloader, TensorLoader):
             batches = trainer.fit_loop.total_batch_idx + 1
             values["images"] = trainer.train_dataloader.images_after(batches, int(trainer.num_training_batches))
@@ -207,12 +213,13 @@ class RunKeeper(Checkpoint):
     # ------------------------------------------------------------------ what a checkpoint holds
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mine = plain(loop_state.epoch_sums(trainer))  # all processes, before the first can fail alone
+        place = loop_state.place_of(trainer, self._between_epochs)
+        # all processes, before the first can fail alone
+        mine = plain(loop_state.epoch_sums(trainer, inside=place["batch"] > 0))
         sums = [mine] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(sums, mine)
         tables = [logger.position() for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
-        place = loop_state.place_of(trainer, self._between_epochs)
         checkpoint[STATE] = {
             **place,
             "format": FORMAT,
@@ -225,8 +232,8 @@ class RunKeeper(Checkpoint):
             "scheduled_steps": self._scheduled_steps(trainer),
             "seed": self.seed,
             "clip": _clipping(trainer),
-            "loaders": checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", []),
-            "metrics": {"ranks": sums} if place["batch"] else {},
+            "loaders": loop_state.loader_states(trainer),
+            "metrics": {"ranks": sums},
             "metrics_csv": tables[0] if tables else None,
             "loggers": identities(trainer.loggers),
         }

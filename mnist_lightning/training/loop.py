@@ -19,6 +19,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Generator
 
 from mnist_lightning.data.loader import derived_seed, seed_generators
 from mnist_lightning.training.loop_state import restore_sums
@@ -81,6 +82,9 @@ class QuickLoop(_TrainingEpochLoop):
         self._drawn = self.seed is not None and not all(hasattr(loader, "load_state_dict") for loader in loaders)
         if self._drawn:  # an order that is drawn, not computed: draw it again, and pass over what has been
             self._seed("epoch", self.trainer.current_epoch)
+            for holder in [thing for loader in loaders for thing in (loader, getattr(loader, "sampler", None))]:
+                if isinstance(getattr(holder, "generator", None), Generator):  # the user's own
+                    holder.generator.manual_seed(derived_seed(self.seed, "epoch", self.trainer.current_epoch))
             if self.trainer.current_epoch == 0 or self.trainer.fit_loop.is_resuming or self.restarting:
                 iter(data_fetcher)  # in a later epoch Lightning does, below
             for batch in range(self.total_batch_idx + 1 - done, self.total_batch_idx + 1):
@@ -228,10 +232,10 @@ class QuickLoop(_TrainingEpochLoop):
             if hasattr(callback, hook):
                 getattr(callback, hook)(self.trainer)
 
-    def _collect(self) -> None:
+    def _collect(self, now: bool = False) -> None:
         """What Lightning does after each batch: shows callbacks, bars and loggers what was logged."""
         connector = self.trainer._logger_connector
-        if self._uncollected and self.trainer.training and connector._first_loop_iter is not None:
+        if (self._uncollected or now) and self.trainer.training and connector._first_loop_iter is not None:
             metrics = connector.metrics
             connector._progress_bar_metrics.update(metrics["pbar"])
             connector._callback_metrics.update(metrics["callback"])

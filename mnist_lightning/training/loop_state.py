@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import Metric
 
+SHOWN = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
 Place = dict[str, int]  # epochs done, batches done of the next, optimizer steps that these come to, batches an epoch
 
 
@@ -29,7 +30,10 @@ def place_of(trainer: Trainer, between_epochs: bool = False) -> Place:
         epoch -= 1
     limit = trainer.num_training_batches
     whole = int(limit) if limit != float("inf") else 0
-    return {"epoch": epoch, "batch": batch, "step": trainer.global_step, "batches": whole}
+    step, total = trainer.global_step, loop.batch_progress.total.ready
+    # by hand there can be several steps in a batch, or none
+    rows = step if trainer.lightning_module.automatic_optimization else loop._batches_that_stepped
+    return {"epoch": epoch, "batch": batch, "step": step, "rows": rows, "total": total, "batches": whole}
 
 
 def ends_early(trainer: Trainer) -> bool:
@@ -54,6 +58,14 @@ def stops_anywhere(trainer: Trainer) -> bool:
     )
 
 
+def loader_states(trainer: Trainer) -> list[Any]:
+    """Where the loaders are, if all tell; else they begin anew and pass over what has been."""
+    combined = trainer.fit_loop._combined_loader
+    loaders = [] if combined is None else combined.flattened
+    told = all(hasattr(loader, "load_state_dict") for loader in loaders)
+    return [loader.state_dict() for loader in loaders] if told else []
+
+
 def go_on_from(trainer: Trainer, place: Place, sums: dict[str, Any], loaders: list[Any]) -> dict[str, Any]:
     """The state of Lightning's loops at that place, as a checkpoint holds it."""
     epoch, batch, step = place["epoch"], place["batch"], place["step"]
@@ -62,7 +74,7 @@ def go_on_from(trainer: Trainer, place: Place, sums: dict[str, Any], loaders: li
     state = trainer.fit_loop.state_dict()
     started = epoch + 1 if batch else epoch
     for count in ("total", "current"):
-        seen = batch if count == "current" else epoch * place["batches"] + batch
+        seen = batch if count == "current" else place["total"]
         optimizer = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
         for progress, ready, done in (
             (state["epoch_progress"], started, epoch),
@@ -73,13 +85,19 @@ def go_on_from(trainer: Trainer, place: Place, sums: dict[str, Any], loaders: li
         ):
             known = progress[count]
             known.update({key: done if key in ("processed", "completed") else ready for key in known})
-    state["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] = place["rows"]
     state["state_dict"]["combined_loader"] = loaders
     return {"fit_loop": state}
 
 
-def epoch_sums(trainer: Trainer) -> dict[str, Any]:
-    """What this epoch has logged so far and the states of the module's metrics: tensors and plain values."""
+def epoch_sums(trainer: Trainer, inside: bool) -> dict[str, Any]:
+    """What is shown, and inside an epoch what it has logged and the states of the module's metrics, as plain values."""
+    connector: Any = trainer._logger_connector
+    if hasattr(trainer.fit_loop.epoch_loop, "_collect"):
+        trainer.fit_loop.epoch_loop._collect(now=True)  # not as whoever looked last has left it
+    shown = {name: dict(sorted(getattr(connector, name).items())) for name in SHOWN}
+    if not inside:
+        return {"logged": [], "metrics": {}, "shown": shown}
     logged = []
     for item in trainer.fit_loop.epoch_loop._results.values():
         meta = item.meta
@@ -101,13 +119,13 @@ def epoch_sums(trainer: Trainer) -> dict[str, Any]:
             if metric._update_count:
                 how = {key: getattr(reduce, "__name__", "") for key, reduce in metric._reductions.items()}
                 metrics[name] = {"count": metric._update_count, "states": states, "how": how}
-    return {"logged": logged, "metrics": metrics}
+    return {"logged": logged, "metrics": metrics, "shown": shown}
 
 
 def merged(ranks: list[dict[str, Any]], world_size: int, rank: int) -> dict[str, Any]:
     """A rank's sums, from those of all ranks that were; for another number of ranks the first has all."""
     if not ranks:
-        return {"logged": [], "metrics": {}}
+        return {"logged": [], "metrics": {}, "shown": {}}
     if len(ranks) == world_size:
         return ranks[rank]
 
@@ -134,7 +152,7 @@ def merged(ranks: list[dict[str, Any]], world_size: int, rank: int) -> dict[str,
             for key, how in kept["how"].items()
         }
         metrics[name] = {**kept, "states": states}
-    return {"logged": logged, "metrics": metrics}
+    return {"logged": logged, "metrics": metrics, "shown": ranks[0]["shown"]}
 
 
 class _Resumed(_Sync):
@@ -149,6 +167,8 @@ def restore_sums(loop: Any, sums: dict[str, Any]) -> None:
     """Puts `epoch_sums` back, once the training has begun."""
     trainer, results = loop.trainer, loop._results
     module, device = trainer.lightning_module, trainer.strategy.root_device
+    for name, values in sums["shown"].items():
+        getattr(trainer._logger_connector, name).update(values)
     for name, kept in sums["metrics"].items():
         metric = module.get_submodule(name)
         for key, value in kept["states"].items():
