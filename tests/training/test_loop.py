@@ -93,7 +93,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("looks", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_settings(settings: dict[str, Any], looks: bool, tmp_path: Path):
     by_both(Case(settings=settings, looks=looks), tmp_path)
@@ -405,7 +405,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("steady")
-@pytest.mark.parametrize(("accumulate", "looks"), [(1, True), (3, False)])
+@pytest.mark.parametrize(("accumulate", "looks"), [(1, True), pytest.param(3, False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("made", CALLBACKS.values(), ids=CALLBACKS)
 def test_callbacks(made: Any, accumulate: int, looks: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make, more = made if isinstance(made, tuple) else (made, {})

@@ -116,7 +116,7 @@ def by_hand_of_one(self: Net, batch: Any) -> Tensor:
     return loss
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("module", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_optimizers(module: type[Net], accumulate: int, tmp_path: Path):
     if accumulate > 1 and not module.automatic_optimization:
@@ -224,7 +224,7 @@ MODULES: dict[str, Callable[[], LightningModule]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 def test_modules(module: type[Net], accumulate: int, tmp_path: Path):
     by_both(Case(module, settings={"accumulate_grad_batches": accumulate, "gradient_clip_val": 0.5}), tmp_path)
@@ -376,7 +376,7 @@ LOGS: dict[str, Log] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("looks", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
 def test_log(log: Log, looks: bool, tmp_path: Path):
     by_both(Case(logs(log), looks=looks, bare=True), tmp_path)
