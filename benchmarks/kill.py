@@ -136,7 +136,7 @@ class Training:
                 hung = True
                 os.killpg(self.process.pid, signal.SIGKILL)
                 deadline += PATIENCE
-            time.sleep(0.02)
+            time.sleep(0.05)
         return self.process.wait(), hung
 
     def _alive(self) -> bool:
