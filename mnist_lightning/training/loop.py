@@ -113,7 +113,7 @@ class QuickLoop(_TrainingEpochLoop):
         module, strategy, data = trainer.lightning_module, trainer.strategy, trainer.datamodule
         loaders = fetcher.combined_loader.flattened
         self._loader = loaders[0] if len(loaders) == 1 and hasattr(loaders[0], "weight") else None
-        self._callbacks = len(trainer.callbacks)
+        self._planned_on = self._facts()
         self._validates = super()._should_check_val_epoch()
         # With Lightning's own handler of SIGTERM ranks tell each other of it at each batch.
         lightnings_signals = type(signal.getsignal(signal.SIGTERM)).__module__.startswith("lightning")
@@ -146,6 +146,12 @@ class QuickLoop(_TrainingEpochLoop):
         self._module_start, self._module_end = (getattr(module, hook) if hook in own else None for hook in AROUND)
         self.automatic_optimization.plan(any(heard[hook] or hook in own for hook in INSIDE), own)
 
+    def _facts(self) -> tuple[Any, ...]:
+        """What a callback may change in the middle of an epoch."""
+        trainer = self.trainer
+        groups = [(id(optimizer), len(optimizer.param_groups)) for optimizer in trainer.optimizers]
+        return len(trainer.callbacks), groups, trainer.accumulate_grad_batches
+
     def _should_check_val_epoch(self) -> bool:
         # Lightning looks through the module's methods at each batch
         return super()._should_check_val_epoch() if self._validates is None else self._validates
@@ -158,7 +164,7 @@ class QuickLoop(_TrainingEpochLoop):
             self._seed("steps", self.total_batch_idx + 1)
         if self._loader is not None and trainer.world_size > 1:
             self.automatic_optimization.weight = self._loader.weight(self.batch_idx + 1)
-        if len(trainer.callbacks) != self._callbacks:
+        if self._facts() != self._planned_on:
             self._plan(data_fetcher)
         if not self._quick or self.restarting:
             return super().advance(data_fetcher)
