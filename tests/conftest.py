@@ -1,15 +1,13 @@
 """Tiny IDX files, the real ones where they are, and the command line without a new process."""
 
-import gzip
 import os
 import signal
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from torch import Tensor
+from samples import write_mnist
 
 from mnist_lightning.cli import main
 from mnist_lightning.data.synthetic import synthetic_digits
@@ -24,22 +22,6 @@ class Result(NamedTuple):
     status: int
     out: str
     err: str
-
-
-def write_mnist(folder: Path, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], gz: bool = True) -> Path:
-    """The four IDX files of these images (uint8 [n, 28, 28]) and labels (uint8 [n])."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (images, labels) in (("train", train), ("t10k", test)):
-        content = {
-            f"{name}-images-idx3-ubyte": struct.pack(">4I", 0x803, *images.shape) + images.numpy().tobytes(),
-            f"{name}-labels-idx1-ubyte": struct.pack(">2I", 0x801, len(labels)) + labels.numpy().tobytes(),
-        }
-        for file, data in content.items():
-            if gz:
-                (folder / f"{file}.gz").write_bytes(gzip.compress(data, mtime=0))
-            else:
-                (folder / file).write_bytes(data)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,13 @@
-"""Checkpoints that no training had to write."""
+"""Checkpoints that no training had to write, and digits in files."""
 
 import copy
+import gzip
+import struct
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mnist_lightning.models import CNN
 from mnist_lightning.training.checkpoint_content import FORMAT, STATE
@@ -52,3 +56,19 @@ def trained(step: int = 1) -> dict[str, Any]:
         "callbacks": {"EarlyStopping": {"wait_count": 0, "best_score": torch.ones(())}},
     }  # fmt: skip
     return copy.deepcopy(checkpoint)
+
+
+def write_mnist(folder: Path, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], gz: bool = True) -> Path:
+    """The four IDX files of these images (uint8 [n, 28, 28]) and labels (uint8 [n])."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (images, labels) in (("train", train), ("t10k", test)):
+        content = {
+            f"{name}-images-idx3-ubyte": struct.pack(">4I", 0x803, *images.shape) + images.numpy().tobytes(),
+            f"{name}-labels-idx1-ubyte": struct.pack(">2I", 0x801, len(labels)) + labels.numpy().tobytes(),
+        }
+        for file, data in content.items():
+            if gz:
+                (folder / f"{file}.gz").write_bytes(gzip.compress(data, mtime=0))
+            else:
+                (folder / file).write_bytes(data)
+    return folder

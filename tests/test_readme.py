@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import write_mnist
+from samples import write_mnist
 
 from mnist_lightning.cli import main
 from mnist_lightning.data.synthetic import synthetic_digits

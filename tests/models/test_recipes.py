@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from mnist_lightning.models import CNN, DigitClassifier
-from mnist_lightning.settings import instantiate, parse, parser_of
+from mnist_lightning.settings import parsed
+from mnist_lightning.words import merged, with_files
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -17,7 +18,6 @@ ADAM = {
     "lr": 1e-3,
     "loss": "cross_entropy",
     "scheduler": None,
-    "gradient_clip_val": None,
 }
 SGD = ADAM | {"optimizer": "SGD"}
 SIMPLE = {"batch_size": 64, "normalize": "none", "max_epochs": 5, "train_size": None}
@@ -102,11 +102,11 @@ def layer(module: nn.Module) -> str:
 
 
 def settings(name: str) -> Any:
-    return parse(parser_of("fit"), ["--config", str(CONFIGS / f"{name}.yaml")])
+    return parsed("fit", merged(with_files([("config", str(CONFIGS / f"{name}.yaml"))])))
 
 
 def built(config: Any) -> DigitClassifier:
-    return instantiate(parser_of("fit"), config).model
+    return config.model.make()
 
 
 def test_every_article_has_one_recipe():
@@ -117,7 +117,7 @@ def test_every_article_has_one_recipe():
 def test_every_recipe_parses_builds_and_is_explicit(file: Path):
     config = settings(file.stem)
     assert file.suffix == ".yaml"
-    assert config.data.source == "mnist"  # never synthetic digits in silence
+    assert config.data.settings["source"] == "mnist"  # never synthetic digits in silence
     model = built(config)
     assert model(model.example_input_array).shape == (1, 10)
 
@@ -136,21 +136,21 @@ def test_the_training_is_the_articles(name: str):
     config = settings(name)
     model = built(config)
     assert {key: model.hparams[key] for key in training} == training
-    assert {key: config.data[key] for key in data if key != "max_epochs"} == {
+    assert {key: config.data.settings[key] for key in data if key != "max_epochs"} == {
         key: value for key, value in data.items() if key != "max_epochs"
     }
-    assert config.trainer.max_epochs == data["max_epochs"]
-    assert config.data.val_size == 0  # the articles train on all images, and report the last epoch
-    assert config.trainer.gradient_clip_val is None
+    assert config.trainer.settings["max_epochs"] == data["max_epochs"]
+    assert config.data.settings["val_size"] == 0  # the articles train on all images, and report the last epoch
+    assert config.trainer.settings["gradient_clip_val"] is None
     if training is ADAM:
         assert not model.hparams["optimizer_args"]
 
 
 def test_nextjournal_evaluates_before_training_and_logs_every_ten_batches():
     config = settings("nextjournal_cnn")
-    assert config.trainer.num_sanity_val_steps == -1
-    assert config.trainer.log_every_n_steps == 10
-    assert config.data.test_each_epoch is True
+    assert config.trainer.settings["num_sanity_val_steps"] == -1
+    assert config.trainer.settings["log_every_n_steps"] == 10
+    assert config.data.settings["test_each_epoch"] is True
 
 
 def test_initial_weights_are_torchs_own():
