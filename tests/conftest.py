@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from samples import write_mnist
+from torch import Tensor
 
 from mnist_lightning.cli import main
 from mnist_lightning.data.synthetic import synthetic_digits
