@@ -312,6 +312,7 @@ CALLBACKS: dict[str, Callable[[], list[Any]]] = {
     "EMA": lambda: [callbacks.EMAWeightAveraging(decay=0.9)],
     "EMA later": lambda: [callbacks.EMAWeightAveraging(decay=0.9, update_every_n_steps=2, update_starting_at_step=5)],
     "WeightAveraging": lambda: [callbacks.WeightAveraging()],
+    "SWA": lambda: [callbacks.StochasticWeightAveraging(0.02, 1, 2)],
     "EarlyStopping": lambda: [callbacks.EarlyStopping("val_loss", min_delta=9, patience=1)],
     "GradientAccumulationScheduler": lambda: [callbacks.GradientAccumulationScheduler({0: 1, 1: 3, 2: 2})],
     "LearningRateMonitor": lambda: [callbacks.LearningRateMonitor("step")],
