@@ -129,7 +129,9 @@ def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeepe
     except Interrupted as interrupted:
         if keeper and keeper.run.last.exists():
             kept = (
-                "everything" if keeper.saved_step == trainer.global_step else f"the first {keeper.saved_step:,} steps"
+                "everything"
+                if keeper.saved_step in (-1, trainer.global_step)
+                else f"the first {keeper.saved_step:,} steps"
             )
             interrupted.told = f"stopped; {keeper.run.last} has {kept}: continue with --ckpt_path last"
         if interrupted.signum == signal.SIGUSR1 and trainer.is_global_zero:

@@ -50,6 +50,7 @@ class RunKeeper(Checkpoint):
         self.best: tuple[float, float] | None = None  # validation accuracy, minus validation loss
         self.resumed: dict[str, Any] | None = None  # what the checkpoint says that the training goes on from
         self._validated_step = -1
+        self.saved_step = -1  # the training has not begun
         self._unseen: list[Tensor] = []  # losses on the device that have not been looked at yet
         self._between_epochs = False
 
