@@ -17,6 +17,17 @@ pytest.register_assert_rewrite("processes")
 from processes import Process, ended  # noqa: E402
 
 
+TABLES = ("test_loop.py", "test_optimization.py", "test_keeper.py")  # of small trainings, hundreds of them
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the tables a sample is tried by default, the whole with the long tests."""
+    for number, item in enumerate(item for item in items if item.path.name in TABLES and "[" in item.name):
+        if number % 5:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fork_server() -> None:
     # the server takes its path from here only
