@@ -16,7 +16,6 @@ HERE = Path(__file__).parent
 pytest.register_assert_rewrite("processes")
 from processes import Process, ended  # noqa: E402
 
-
 TABLES = ("test_loop.py", "test_optimization.py", "test_keeper.py")  # of small trainings, hundreds of them
 
 
