@@ -88,8 +88,10 @@ PATIENCE = 60  # seconds that a process may take to end after a signal
 class Training:
     """A training process, and those that it started, in a session of their own."""
 
-    def __init__(self, words: list[str], log: Path) -> None:
+    def __init__(self, words: list[str], log: Path, run: Path) -> None:
         self.log = log
+        self._last = run / "last.ckpt"
+        self._before = self._saved_at()
         self.started = time.monotonic()
         with log.open("w") as file:
             self.process = subprocess.Popen(
@@ -101,10 +103,13 @@ class Training:
             )  # fmt: skip
 
     def wait_for_training(self) -> float:
-        """Waits until the run is announced or the process is gone; seconds since the start."""
-        while "\nRun " not in "\n" + self.log.read_text() and self.process.poll() is None:
+        """Waits until the process has written a checkpoint, or is gone; seconds since the start."""
+        while self._saved_at() == self._before and self.process.poll() is None:
             time.sleep(0.01)
         return time.monotonic() - self.started
+
+    def _saved_at(self) -> int:
+        return self._last.stat().st_mtime_ns if self._last.exists() else 0
 
     def members(self) -> list[int]:
         """The main process first, then its children."""
@@ -182,7 +187,7 @@ def torment(case: str, root: Path, run: str, kills: int, rng: random.Random, tim
         if any(folder.glob("*.ckpt")):
             words += ["--ckpt_path", "last"]
             count["resumes"] += 1
-        process = Training(words, root / f"{run}-{count['starts']}.log")
+        process = Training(words, root / f"{run}-{count['starts']}.log", folder)
         count["starts"] += 1
         if not planned:
             status, hung = process.end(300)
@@ -234,7 +239,7 @@ def main() -> int:
     table, began = {}, time.monotonic()
     shares = [len(range(i, settings.kills, len(settings.cases))) for i in range(len(settings.cases))]
     for case, share in zip(settings.cases, shares, strict=True):
-        process = Training(words_of(case, root, f"{case}-whole"), root / f"{case}-whole.log")
+        process = Training(words_of(case, root, f"{case}-whole"), root / f"{case}-whole.log", root / f"{case}-whole")
         start_up = process.wait_for_training()
         status, _ = process.end(300)
         timing = start_up, time.monotonic() - process.started - start_up

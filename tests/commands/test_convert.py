@@ -38,6 +38,7 @@ def test_wrong_words(mine, cli, tiny_mnist: Path, words: str, told: str, status:
     assert (result.status, told in one_line(result)) == (status, True)
 
 
+@pytest.mark.slow
 def test_text_and_idx_of_mnist_train_alike(cli, real_mnist: Path):
     for split, count in (("train", 1000), ("test", 200)):
         words = ["--split", split, "--rows", count, "--output", f"{split}.txt"]
