@@ -82,6 +82,9 @@ class QuickLoop(_TrainingEpochLoop):
         self._drawn = self.seed is not None and not all(hasattr(loader, "load_state_dict") for loader in loaders)
         if self._drawn:  # an order that is drawn, not computed: draw it again, and pass over what has been
             self._seed("epoch", self.trainer.current_epoch)
+            for loader in loaders:
+                if getattr(loader, "persistent_workers", False):
+                    loader._iterator = None  # workers keep their generators: new ones, with new seeds
             for holder in [thing for loader in loaders for thing in (loader, getattr(loader, "sampler", None))]:
                 if isinstance(getattr(holder, "generator", None), Generator):  # the user's own
                     holder.generator.manual_seed(derived_seed(self.seed, "epoch", self.trainer.current_epoch))
