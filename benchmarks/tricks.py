@@ -57,7 +57,7 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "many batches gathered at once": (loader, "AT_ONCE", 0),
     "many batches counted at once": (metrics.Accuracy, "add", metrics.Accuracy.update),
     "layout of convolutions": (torch, "channels_last", torch.contiguous_format),
-    "pooling before ReLU": (layers.Network, "in_training", list),
+    "pooling before ReLU": (layers.Network, "in_training", lambda net: list(net)),
     "cheap dropout": (layers.Dropout, "forward", torch.nn.Dropout.forward),
     "weights divided among threads": (layers.Linear, "forward", torch.nn.Linear.forward),
     "one thread for small steps": (trainer, "SMALL_STEP", 0),
