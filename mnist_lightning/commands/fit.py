@@ -28,6 +28,7 @@ from mnist_lightning.settings import as_yaml, parsed, several, yaml_value
 from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
 from mnist_lightning.training.keeper import RunKeeper
 from mnist_lightning.training.loggers import run_loggers, tell_result
+from mnist_lightning.training.sessions import Sessions
 from mnist_lightning.training.trainer import SignalsAgain, make_trainer
 from mnist_lightning.words import Pairs, merged, pairs_of, pairs_of_words, with_files
 
@@ -75,7 +76,7 @@ def train(pairs: Pairs, signals: Signals) -> Result:
     data, model = config.data.make(), config.model.make()  # what is wrong with them is said before a download
     loggers, trial = asked["logger"], bool(asked["fast_dev_run"])
     keeper = RunKeeper(start.run or Run(start.root / start.name), signals, **vars(config.checkpoint), seed=config.seed)
-    ours = [SignalsAgain(signals)] if trial else [SignalsAgain(signals), keeper]
+    ours = [SignalsAgain(signals)] if trial else [SignalsAgain(signals), keeper, Sessions(keeper)]
     trainer = make_trainer(asked | {"logger": False}, ours, fit=True)
     if start.file:
         check_resumable(start, model, data, trainer)

@@ -1,0 +1,1 @@
+"""What a run came to: its numbers, its page, its tables."""
