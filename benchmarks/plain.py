@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from results import machine, read_section, write_section
 from steps import MNIST, RECIPES, Recipe
 
-from mnist_lightning.data.sources import read_idx
+from mnist_lightning.data.idx import read_idx
 
 HEADING = "Accuracy of plain loops"
 

@@ -41,7 +41,7 @@ from turns import Side, answer, in_turns
 
 from mnist_lightning import MNISTDataModule, quick
 from mnist_lightning.cli import main
-from mnist_lightning.data.sources import read_idx
+from mnist_lightning.data.idx import read_idx
 from mnist_lightning.models import MODELS
 from mnist_lightning.models.layers import Dropout, Linear
 

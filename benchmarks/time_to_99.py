@@ -29,7 +29,7 @@ from steps import MNIST
 from turns import Side, answer
 
 from mnist_lightning.cli import main
-from mnist_lightning.data.sources import read_idx
+from mnist_lightning.data.idx import read_idx
 
 
 def floats(split: str) -> tuple[torch.Tensor, torch.Tensor]:

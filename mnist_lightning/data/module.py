@@ -10,8 +10,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from mnist_lightning.data.digits import Digits
+from mnist_lightning.data.download import download
+from mnist_lightning.data.idx import find_idx, read_idx
 from mnist_lightning.data.loader import TensorLoader
-from mnist_lightning.data.sources import Digits, download, find_idx, read_idx, read_text
+from mnist_lightning.data.sources import read_text
 from mnist_lightning.data.synthetic import synthetic_digits
 from mnist_lightning.errors import BadSetting, UserError
 
@@ -168,12 +171,14 @@ class MNISTDataModule(LightningDataModule):
             device = trainer.strategy.root_device
             # 55 MB for all of MNIST; a set that would crowd the model out stays in main memory
             if device.type == "cuda" and digits.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-                digits = self._digits[file] = Digits(*(tensor.to(device) for tensor in digits))
+                moved = Digits(digits.images.to(device), digits.labels.to(device), digits.names)
+                digits = self._digits[file] = moved
         # --trainer.limit_val_batches and the like count batches of training's size
         limits = [repr(getattr(trainer, f"limit_{kind}_batches", 1.0)) for kind in ("val", "test", "predict")]
         counted = limits != ["1.0"] * 3
         return TensorLoader(
-            *digits,
+            digits.images,
+            digits.labels,
             self._subsets[split],
             batch_size=self.hparams["batch_size"] if training or counted else EVAL_BATCH_SIZE,
             prepare=self.normalized,
@@ -196,7 +201,7 @@ class MNISTDataModule(LightningDataModule):
     def fingerprint(self) -> str:
         """Tells other training images from these; looks at all labels and at up to 1,000 images."""
         if self._fingerprint is None:  # each checkpoint holds it
-            images, labels = self._digits["train"]
+            images, labels, _ = self._digits["train"]
             content = (tensor.cpu().numpy().tobytes() for tensor in (labels, torch.cat(_spread(images, 1000, 100))))
             self._fingerprint = f"{zlib.crc32(b''.join(content)):08x}"
         return self._fingerprint

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_lightning.data.sources import Digits, download, find_idx, read_idx, read_text, write_text
+from mnist_lightning.data.download import download
+from mnist_lightning.data.idx import find_idx, read_idx
+from mnist_lightning.data.sources import Digits, read_text, write_text
 from mnist_lightning.errors import UserError
 
 REAL = Path(os.environ.get("MNIST_ROOT", Path(__file__).parents[3] / "shared" / "mnist"))
@@ -327,7 +329,8 @@ def test_idx_header_that_claims_billions(tmp_path, gz):
 
 MEMORY = """
 import sys, pathlib
-from mnist_lightning.data.sources import read_idx, read_text
+from mnist_lightning.data.idx import read_idx
+from mnist_lightning.data.sources import read_text
 from mnist_lightning.errors import UserError
 def peak():
     status = pathlib.Path("/proc/self/status").read_text()
