@@ -1,0 +1,286 @@
+"""From a picture of a digit, as people make them, to the 28 x 28 image that MNIST's makers would have made of it.
+
+Find the ink (ink.py), find the digit among it, bring its strokes to the width of MNIST's, fit it into 20 x 20 pixels
+with its aspect ratio kept, put its centre of mass into the middle of 28 x 28.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from scipy import ndimage
+from torch import Tensor
+
+from mnist_lightning.data.ink import FAINT, Ink, drawn, photographed, shrunk
+
+Status = Literal["ok", "blank", "none", "number"]
+Grey = NDArray[np.float32]
+_BOX, _SIDE = 20, 28  # pixels: the box that the ink fills, and the image
+_STROKE = (2.0, 3.6)  # pixels: least and greatest width of a stroke in the image; MNIST's median is 2.5
+_FINE = (80, 256)  # pixels: least and greatest longest side of a digit whose strokes are measured
+_FIND = 640  # pixels: the longest side at which a digit is looked for
+
+
+class Seen(NamedTuple):
+    """What is on a picture: a digit (ok), several in a row (number), nothing (blank), or no digit (none).
+
+    parts: uint8 [28, 28] of each digit, left to right, 0 the paper and 255 full ink; image: the only one, else None.
+    """
+
+    status: Status
+    image: Tensor | None = None
+    parts: tuple[Tensor, ...] = ()
+
+
+class _Shape(NamedTuple):
+    """A connected piece of ink, or several that make one digit: their numbers and the box around them."""
+
+    labels: tuple[int, ...]
+    top: int
+    bottom: int
+    left: int
+    right: int
+    contrast: float
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def longest(self) -> int:
+        return max(self.height, self.width)
+
+
+def prepare(picture: Image.Image) -> Seen:
+    """A picture of any mode and size, as MNIST would have it; raises OSError where its file cannot be decoded."""
+    if picture.size == (_SIDE, _SIDE) and (image := _as_it_is(picture)) is not None:
+        return Seen("ok", image, (image,))
+    grey = grey_levels(picture)
+    ink = drawn(grey)
+    return _seen_in(ink, clean=True) if ink else _found_in_photo(grey)
+
+
+def grey_levels(picture: Image.Image) -> Grey:
+    """Grey levels float32 [h, w] in 0 to 255, upright, as it would look on white paper."""
+    if max(picture.size) > 2400:
+        picture.draft(None, (2000, 2000))  # a JPEG is decoded at a half or a quarter
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(("I", "F")):
+        values = np.asarray(picture, dtype=np.float32)
+        values = np.nan_to_num(values)
+        low, high = float(values.min()), float(values.max())
+        top = next((top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top), None)
+        return values * (255 / top) if top else (values - low) * (255 / max(high - low, 1e-9))
+    if max(picture.size) > 3200:
+        picture = picture.reduce(max(picture.size) // 1600) if picture.mode not in ("P", "1") else picture
+    if not picture.has_transparency_data:
+        return np.asarray(picture.convert("L"), dtype=np.float32)
+    coloured = picture.convert("RGBA")
+    cover = np.asarray(coloured.getchannel("A"), dtype=np.float32) / 255
+    level = np.asarray(coloured.convert("RGB").convert("L"), dtype=np.float32)
+    # Where most is left out, what is there is the ink, and the paper is what it stands out from.
+    light = cover.mean() < 0.5 and cover.any() and float((level * cover).sum() / cover.sum()) > 160
+    return level * cover + np.float32(0 if light else 255) * (1 - cover)
+
+
+def _as_it_is(picture: Image.Image) -> Tensor | None:
+    """A picture that is like MNIST's already: 28 x 28, no ink at its edges, the centre of mass about the middle."""
+    if picture.mode not in ("L", "RGB", "1") or picture.has_transparency_data:
+        return None
+    levels = np.asarray(picture if picture.mode == "L" else picture.convert("L"))
+    edge = int(levels[0, 0])
+    levels = levels if edge < 128 else 255 - levels
+    total = int(levels.sum())
+    if int(levels.max()) < 96 or total - int(levels[1:-1, 1:-1].sum()) > 0.05 * total:
+        return None
+    mass = levels.sum(1, dtype=np.float32), levels.sum(0, dtype=np.float32)
+    if any(abs(float(line @ _PLACES) / total - 14) > 2.5 for line in mass):
+        return None
+    longest = max(np.count_nonzero(line > 128) for line in mass)
+    return torch.from_numpy(np.array(levels)) if 12 <= longest <= 24 else None
+
+
+_PLACES = np.arange(_SIDE, dtype=np.float32)
+
+# ---------------------------------------------------------------------- which ink is the digit
+
+
+def _found_in_photo(grey: Grey) -> Seen:
+    """Find first, at a moderate size; then cut out and look closer, wider while ink runs out of the cut."""
+    step = max(1, round(max(grey.shape) / _FIND))
+    ink = photographed(shrunk(grey, step))
+    mask = ink.strength > max(FAINT, 5 * ink.noise)
+    shapes, _ = _shapes(ink, mask)
+    if not shapes:
+        return Seen("blank")
+    best = max(shapes, key=lambda shape: _score(shape, mask.shape))
+    top, bottom, left, right = (side * step for side in best[1:5])
+    for wider in (0.5, 0.8, 1.2):
+        margin = int(wider * max(bottom - top, right - left)) + 4
+        cut = grey[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
+        seen, runs_out = _look_closer(cut)
+        if not runs_out or cut.shape == grey.shape:
+            break
+    return seen
+
+
+def _look_closer(grey: Grey) -> tuple[Seen, bool]:
+    grey = shrunk(grey, max(1, round(max(grey.shape) / 400)))
+    ink = photographed(grey)
+    seen = _seen_in(ink, clean=False)
+    return seen, False
+
+
+def _score(shape: _Shape, size: tuple[int, ...]) -> float:
+    """How much a shape is like the one that the picture was taken for: dark, large, in the middle, whole."""
+    height, width = size
+    y, x = (shape.top + shape.bottom) / height - 1, (shape.left + shape.right) / width - 1
+    inside = shape.top > 1 and shape.left > 1 and shape.bottom < height - 1 and shape.right < width - 1
+    return shape.contrast * shape.longest**0.5 * (1 - 0.3 * max(abs(x), abs(y))) * (1 if inside else 0.1)
+
+
+def _seen_in(ink: Ink, clean: bool) -> Seen:
+    strength = ink.strength
+    if not clean:
+        level = (
+            float(np.percentile(strength[strength > max(FAINT, 5 * ink.noise)], 90, method="nearest"))
+            if (strength > max(FAINT, 5 * ink.noise)).any()
+            else 0.0
+        )
+        strength = np.minimum(strength / level, 1) if level else strength * 0
+    mask = strength > 0.4
+    shapes, labels = _shapes(Ink(strength, 0), mask)
+    if not shapes:
+        return Seen("blank")
+    groups = _grouped(shapes)
+    main = (
+        max(groups, key=lambda shape: _score(shape, mask.shape)) if not clean else max(groups, key=lambda g: g.longest)
+    )
+    peers = sorted((g for g in groups if g.longest >= 0.5 * main.longest), key=lambda g: g.left)
+    if len(peers) > 1:
+        if any(_overlap(g.top, g.bottom, main.top, main.bottom) < 0.5 for g in peers) or len(peers) > 12:
+            return Seen("none")
+        return Seen("number", None, tuple(_normalised(strength, labels, g) for g in peers))
+    if main.width > 2 * main.height:
+        return Seen("none")
+    image = _normalised(strength, labels, main)
+    return Seen("ok", image, (image,))
+
+
+def _shapes(ink: Ink, mask: NDArray[np.bool_]) -> tuple[list[_Shape], NDArray[np.int32]]:
+    """The connected pieces of the mask [h, w], without specks, and the number of each pixel's piece."""
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    if not count:
+        return [], labels
+    boxes = ndimage.find_objects(labels)
+    sides = [max(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes]
+    least = max(0.1 * max(sides), 3)
+    shapes = []
+    for number, (box, side) in enumerate(zip(boxes, sides, strict=True), 1):
+        if side >= least:
+            contrast = float(ink.strength[box][labels[box] == number].max())
+            shapes.append(_Shape((number,), box[0].start, box[0].stop, box[1].start, box[1].stop, contrast))
+    return shapes, labels
+
+
+def _overlap(start: float, end: float, other_start: float, other_end: float) -> float:
+    """How much of the shorter of two stretches lies in the other; below 0 the gap, in the same measure."""
+    shorter = max(min(end - start, other_end - other_start), 1)
+    return (min(end, other_end) - max(start, other_start)) / shorter
+
+
+def _one_digit(a: _Shape, b: _Shape) -> bool:
+    """Whether two pieces are strokes of one digit: one above the other, or a small one close to a large one."""
+    large, small = (a, b) if a.longest >= b.longest else (b, a)
+    gap_x = max(a.left, b.left) - min(a.right, b.right)
+    gap_y = max(a.top, b.top) - min(a.bottom, b.bottom)
+    if gap_x <= 0 and _overlap(a.left, a.right, b.left, b.right) > 0.3:
+        return gap_y <= (0.12 if small.height > 0.4 * large.height else 0.35) * large.longest
+    if small.longest < 0.45 * large.longest:
+        return max(gap_x, gap_y) <= 0.2 * large.longest
+    return max(gap_x, gap_y) <= 0.04 * large.longest and small.height < 0.75 * large.height
+
+
+def _grouped(shapes: list[_Shape]) -> list[_Shape]:
+    """Pieces that make one digit, put together."""
+    groups = sorted(shapes, key=lambda shape: -shape.longest)
+    changed = True
+    while changed:
+        changed = False
+        for i, a in enumerate(groups):
+            for b in groups[i + 1 :]:
+                if _one_digit(a, b):
+                    groups.remove(b)
+                    groups[i] = a = _Shape(
+                        a.labels + b.labels, min(a.top, b.top), max(a.bottom, b.bottom),
+                        min(a.left, b.left), max(a.right, b.right), max(a.contrast, b.contrast),
+                    )  # fmt: skip
+                    changed = True
+    return groups
+
+
+# ---------------------------------------------------------------------- as MNIST's makers placed theirs
+
+
+def _normalised(strength: Grey, labels: NDArray[np.int32], shape: _Shape) -> Tensor:
+    """uint8 [28, 28] of one shape: strokes of MNIST's width, the longest side 20, the centre of mass in the middle."""
+    cut = slice(max(shape.top - 1, 0), shape.bottom + 1), slice(max(shape.left - 1, 0), shape.right + 1)
+    own = np.isin(labels[cut], shape.labels)
+    ink = np.where(ndimage.binary_dilation(own, np.ones((3, 3))), np.minimum(strength[cut], 1), 0)
+    return _placed(_even_strokes(_fine(np.pad(ink, 1).astype(np.float32)) > 0.4))
+
+
+def _fine(ink: Grey) -> Grey:
+    """Enlarged or reduced by a whole factor to a size at which strokes can be measured; thin ones survive."""
+    longest = max(ink.shape)
+    if longest > _FINE[1]:
+        step = -(-longest // _FINE[1])
+        padded = np.pad(ink, [(0, -side % step) for side in ink.shape])
+        return padded.reshape(padded.shape[0] // step, step, -1, step).max((1, 3))
+    times = -(-_FINE[0] // longest)
+    rows, columns = (_bilinear(side, times) for side in ink.shape)
+    return (rows @ ink @ columns.T).astype(np.float32)
+
+
+def _bilinear(side: int, times: int) -> Grey:
+    """Weights [times * side, side] of each pixel in an enlarged line."""
+    place = (np.arange(times * side) + 0.5) / times - 0.5
+    return np.maximum(1 - np.abs(place.clip(0, side - 1)[:, None] - np.arange(side)), 0).astype(np.float32)
+
+
+def _even_strokes(mask: NDArray[np.bool_]) -> Grey:
+    """Ink in 0 to 1 [h, w] of the mask, its strokes widened or thinned to what MNIST's have at a longest side of 20."""
+    padded = np.pad(mask, max(mask.shape) // 8)
+    inside, outside = ndimage.distance_transform_edt(padded), ndimage.distance_transform_edt(~padded)
+    lines = [np.flatnonzero(padded.any(axis)) for axis in (0, 1)]
+    longest = max(line[-1] - line[0] + 1 for line in lines)
+    width = 4 * (float(inside[padded].mean()) - 0.5)
+    wanted = min(max(width * _BOX / longest, _STROKE[0]), _STROKE[1])
+    grown = (wanted * longest - _BOX * width) / (2 * (_BOX - wanted))  # on each side
+    grown = max(grown, -0.5 * float(inside.max()))
+    edge = longest / _BOX  # a pixel of the image
+    return np.clip(0.5 + (grown + inside - outside) / edge, 0, 1).astype(np.float32)
+
+
+def _placed(ink: Grey) -> Tensor:
+    """uint8 [28, 28]: the ink's longest side 20 pixels, its centre of mass in the middle."""
+    lines = [np.flatnonzero((ink > 0.5).any(axis)) for axis in (1, 0)]
+    step = max(line[-1] - line[0] + 1 for line in lines) / _BOX
+    total = float(ink.sum())
+    weights = []
+    for axis in (1, 0):
+        mass = ink.sum(axis)
+        middle = float(mass @ (np.arange(len(mass)) + 0.5)) / total
+        start = middle + (np.arange(_SIDE)[:, None] - 14.5) * step  # 14.5 as MNIST's
+        pixel = np.arange(len(mass))
+        overlap = np.minimum(start + step, pixel + 1) - np.maximum(start, pixel)
+        weights.append(np.maximum(overlap, 0) / step)
+    rows, columns = weights
+    image = rows @ ink @ columns.T
+    return torch.from_numpy(np.rint(image * 255).clip(0, 255).astype(np.uint8))

@@ -1,0 +1,112 @@
+"""Pictures become what MNIST's makers would have made of them, or are told to be none."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from mnist_lightning.data.photo import prepare
+from mnist_lightning.data.synthetic import synthetic_digits
+
+
+def drawing(size: tuple[int, int], *strokes: list[tuple[float, float]], pen: int = 12) -> Image.Image:
+    """Black strokes on white."""
+    picture = Image.new("L", size, 255)
+    for stroke in strokes:
+        ImageDraw.Draw(picture).line(stroke, fill=0, width=pen, joint="curve")
+    return picture
+
+
+SEVEN = [(60.0, 60.0), (200.0, 60.0), (120.0, 240.0)]
+
+
+def extents(image: torch.Tensor) -> tuple[int, int]:
+    ink = image > 100
+    return int(ink.any(1).sum()), int(ink.any(0).sum())
+
+
+def test_mnists_own_images_pass_unchanged() -> None:
+    images, _ = synthetic_digits(50, seed=3)
+    for image in images:
+        seen = prepare(Image.fromarray(image.numpy()))
+        assert seen.status == "ok"
+        assert torch.equal(seen.image, image)
+
+
+def test_dark_ink_on_a_28x28_picture_is_turned_light() -> None:
+    images, _ = synthetic_digits(5, seed=3)
+    for image in images:
+        seen = prepare(Image.fromarray(255 - image.numpy()))
+        assert torch.equal(seen.image, image)
+
+
+def test_longest_side_is_20_and_the_mass_is_in_the_middle() -> None:
+    image = prepare(drawing((300, 300), SEVEN)).image
+    assert max(extents(image)) in (19, 20, 21)
+    for axis in (0, 1):
+        mass = image.double().sum(1 - axis)
+        assert abs(float(mass @ torch.arange(28.0, dtype=torch.double)) / float(mass.sum()) - 14) < 0.1
+
+
+@pytest.mark.parametrize("pen", [2, 6, 20, 40])
+def test_strokes_get_mnists_width(pen: int) -> None:
+    image = prepare(drawing((300, 300), SEVEN, pen=pen)).image
+    row = image[18].double().sum() / 255  # across the stem, which leans
+    assert 1.7 < row < 4.6
+
+
+def test_a_picture_and_its_negative_are_seen_alike() -> None:
+    picture = drawing((300, 300), SEVEN)
+    negative = Image.fromarray(255 - np.asarray(picture))
+    assert torch.equal(prepare(picture).image, prepare(negative).image)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16"])
+def test_modes_are_seen_alike(mode: str) -> None:
+    picture = drawing((300, 300), SEVEN)
+    expected = prepare(picture).image
+    if mode == "I;16":
+        converted = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+    else:
+        converted = picture.convert(mode)
+    assert converted.mode == mode
+    assert (prepare(converted).image.int() - expected.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("ink", [0, 255])
+def test_ink_on_nothing(ink: int) -> None:
+    picture = drawing((300, 300), SEVEN)
+    clear = Image.new("RGBA", picture.size, (ink, ink, ink, 0))
+    clear.putalpha(Image.fromarray(255 - np.asarray(picture)))
+    assert torch.equal(prepare(clear).image, prepare(picture).image)
+
+
+def test_a_camera_held_upright() -> None:
+    picture = drawing((300, 200), [(60, 60), (200, 60), (120, 180)])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter
+    data = io.BytesIO()
+    picture.rotate(90, expand=True).save(data, "PNG", exif=exif)
+    assert torch.equal(prepare(Image.open(data)).image, prepare(picture).image)
+
+
+@pytest.mark.parametrize("level", [0, 100, 255])
+@pytest.mark.parametrize("size", [(1, 1), (28, 28), (300, 200)])
+def test_blank(level: int, size: tuple[int, int]) -> None:
+    seen = prepare(Image.new("L", size, level))
+    assert (seen.status, seen.image, seen.parts) == ("blank", None, ())
+
+
+def test_a_row_of_digits_is_a_number() -> None:
+    strokes = [[(x + x_off, y) for x, y in SEVEN] for x_off in (0, 200, 400)]
+    seen = prepare(drawing((700, 300), *strokes))
+    assert (seen.status, seen.image, len(seen.parts)) == ("number", None, 3)
+    for part in seen.parts:
+        assert (part.int() - prepare(drawing((300, 300), SEVEN)).image.int()).abs().max() < 40
+
+
+def test_strokes_that_do_not_touch_are_one_digit() -> None:
+    five = [(60.0, 60.0), (60.0, 140.0), (150.0, 150.0), (160.0, 230.0), (60.0, 240.0)], [(80.0, 50.0), (170.0, 45.0)]
+    assert prepare(drawing((300, 300), *five)).status == "ok"
