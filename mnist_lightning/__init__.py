@@ -12,6 +12,7 @@ _HOMES = {
     "DigitClassifier": "mnist_lightning.models",
     "MLP": "mnist_lightning.models",
     "CNN": "mnist_lightning.models",
+    "Predictor": "mnist_lightning.predictor",
     "load_model": "mnist_lightning.training.checkpoints",
     "quick": "mnist_lightning.training.trainer",
     "fit": "mnist_lightning.commands.fit",
@@ -19,8 +20,8 @@ _HOMES = {
     "UserError": "mnist_lightning.errors",
 }
 __all__ = [
-    "CNN", "MLP", "DigitClassifier", "MNISTDataModule", "Result", "TensorLoader", "UserError", "fit", "load_model",
-    "quick",
+    "CNN", "MLP", "DigitClassifier", "MNISTDataModule", "Predictor", "Result", "TensorLoader", "UserError", "fit",
+    "load_model", "quick",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mnist_lightning.data.module import MNISTDataModule
     from mnist_lightning.errors import UserError
     from mnist_lightning.models import CNN, MLP, DigitClassifier
+    from mnist_lightning.predictor import Predictor
     from mnist_lightning.training.checkpoints import load_model
     from mnist_lightning.training.trainer import quick
 

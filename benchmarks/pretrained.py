@@ -1,0 +1,84 @@
+"""Makes the weights that come with the project out of a checkpoint, and the page that says what they are.
+
+    python -m mnist_lightning fit --run shipped
+    python benchmarks/pretrained.py checkpoints/shipped/best.ckpt --made_by "python -m mnist_lightning fit"
+
+The temperature and the limits below which an answer counts as unsure come from training images that were held out;
+the test images are only counted. --limit NAME=VALUE sets one that was found in another way.
+"""
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from mnist_lightning import MNISTDataModule, Predictor, __version__
+from mnist_lightning.files import write_whole
+from mnist_lightning.predictor import DOUBT, pretrained
+from mnist_lightning.training.checkpoints import read_weights, write_checkpoint
+
+REFUSED = 0.01  # the part of the held-out images that either limit may refuse
+PAGE = """# The weights that come with the project
+
+`digits.ckpt` ({size:.0f} KB, tensors and plain values only) is what `predict`, `serve`, `export` and `report` use where
+there is no run yet, and with `--ckpt_path pretrained` always; in Python `Predictor()`.
+
+| | |
+| --- | --- |
+| accuracy | {accuracy:.2%} of MNIST's 10,000 test images ({wrong} wrong) |
+| network | {network} |
+| trained on | {source} |
+| made by | `{made_by}`, then `python benchmarks/pretrained.py CHECKPOINT` |
+| versions | mnist_lightning {ours}, torch {torch} |
+| unsure below | a probability of {least_probability:.3f}, or an energy of {least_energy:.3f} |
+| temperature | {temperature:.3f} |
+
+The energy is the log-sum-exp of the logits, which are divided by the temperature before.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--made_by", default="python -m mnist_lightning fit", help="The command that trained it.")
+    parser.add_argument("--source", default="MNIST's training images", help="What it was trained on.")
+    parser.add_argument("--limit", action="append", default=[], help="temperature, least_probability or least_energy")
+    asked = parser.parse_args()
+    checkpoint, predictor, data = read_weights(asked.checkpoint), Predictor(asked.checkpoint), MNISTDataModule()
+    data.setup("fit")
+    held_out = data.read("train").images[data._subsets["val"]], data.labels("val").long()
+    found = limits(predictor, *held_out) | {k: float(v) for k, v in (limit.split("=") for limit in asked.limit)}
+    test = data.read("test")
+    right = int((predictor(test.images).argmax(1) == test.labels).sum())
+    share = right / len(test.labels)
+    network = f"{type(predictor.model).__name__}, {sum(p.numel() for p in predictor.model.parameters()):,} parameters"
+    mean, std = predictor.normalize
+    content = {
+        "state_dict": checkpoint["state_dict"],
+        "hyper_parameters": checkpoint["hyper_parameters"],
+        "MNISTDataModule": {"source": "mnist", "mean": mean, "std": std, "classes": predictor.classes},
+        DOUBT: found | {"origin": f"{network.split(',')[0]}, {share:.2%} of MNIST's test images"},
+    }
+    write_checkpoint(content, pretrained())
+    page = PAGE.format(
+        size=pretrained().stat().st_size / 1000, accuracy=share, wrong=len(test.labels) - right, network=network,
+        source=asked.source, made_by=asked.made_by, ours=__version__, torch=version("torch"), **found,
+    )  # fmt: skip
+    write_whole(page, pretrained().with_name("README.md"))
+    print(page)
+
+
+def limits(predictor: Predictor, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Temperature of the least cross entropy, then what all but few of the rightly read images keep above."""
+    logits = predictor.logits(images) * predictor.temperature
+    losses = {t: float(torch.nn.functional.cross_entropy(logits / t, labels)) for t in torch.linspace(0.5, 3, 251)}
+    temperature = float(min(losses, key=lambda t: losses[t]))
+    kept = (logits / temperature)[logits.argmax(1) == labels]
+    probability = float(kept.softmax(1).amax(1).quantile(REFUSED))
+    energy = float(kept.logsumexp(1).quantile(REFUSED))
+    return {"temperature": temperature, "least_probability": min(probability, 0.5), "least_energy": energy}
+
+
+if __name__ == "__main__":
+    main()
