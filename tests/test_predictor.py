@@ -102,9 +102,10 @@ def test_a_run_by_its_folder_or_name(checkpoint: Path, tmp_path: Path, monkeypat
 def test_what_a_plain_trainer_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=1, enable_checkpointing=False, limit_val_batches=0, accelerator="cpu", **quiet)
+    trainer = Trainer(max_epochs=1, enable_checkpointing=False, accelerator="cpu", **quiet)
     model = MLP(hidden=[8])
-    trainer.fit(model, DataLoader(TensorDataset(IMAGES, LABELS), batch_size=10))  # bytes, divided by 255
+    loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=10)  # of bytes, which it divides by 255
+    trainer.fit(model, loader, loader)
     trainer.save_checkpoint("plain.ckpt")
     with torch.no_grad():
         torch.testing.assert_close(Predictor("plain.ckpt").logits(IMAGES), model(IMAGES), rtol=0, atol=1e-5)
