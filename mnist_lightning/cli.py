@@ -16,6 +16,7 @@ COMMANDS = {
     "test": "mnist_lightning.commands.evaluate:command",
     "predict": "mnist_lightning.commands.evaluate:command",
     "report": "mnist_lightning.commands.report:command",
+    "serve": "mnist_lightning.commands.serve:command",
     "convert": "mnist_lightning.commands.convert:command",
 }
 USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-digit classifiers
@@ -26,6 +27,7 @@ USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-d
   python -m mnist_lightning test                                   test the newest run, or --run NAME
   python -m mnist_lightning validate | predict                     likewise: validation images; a table of predictions
   python -m mnist_lightning report                                 a table of all runs, or of one: --run NAME
+  python -m mnist_lightning serve                                  a page to draw digits on, and the same for programs
   python -m mnist_lightning convert --split train --output FILE    write images as tab-delimited text
 
   python -m mnist_lightning COMMAND --help                         all settings of a command

@@ -1,0 +1,1 @@
+"""A server that reads digits: its app, what it accepts, how it answers many at once."""
