@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -79,7 +80,8 @@ class Protocol(H11Protocol):
         length = (b"content-length", b"%d" % len(content))
         head = [(b"content-type", b"application/json"), length, (b"connection", b"close"), *(headers or [])]
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            for event in (h11.Response(status_code=status, headers=head), h11.Data(data=content), h11.EndOfMessage()):
+            start = h11.Response(status_code=status, headers=head, reason=HTTPStatus(status).phrase.encode())
+            for event in (start, h11.Data(data=content), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         # Closed at once, with something unread, it would be reset, and the client could not read the answer.
         self.transport.write_eof()
