@@ -52,7 +52,7 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
         optimization.QuickOptimization, "plan",
         then(optimization.QuickOptimization.plan, lambda self: setattr(self, "_raw_step", None)),
     ),
-    "memory kept": (trainer, "_keep_freed_memory", lambda: None),
+    "memory kept": (trainer, "keep_freed_memory", lambda: None),
     "GPU looked for once": (trainer, "_ask_once_for_a_gpu", lambda: None),
     "many batches gathered at once": (loader, "AT_ONCE", 0),
     "many batches counted at once": (metrics.Accuracy, "add", metrics.Accuracy.update),

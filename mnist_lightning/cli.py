@@ -42,12 +42,12 @@ def main(args: list[str] | None = None) -> int:
         return 0
     if command not in COMMANDS:
         return _say(f"there is no command {command!r}; {nearest(command, COMMANDS)}", 2)
-    with guest() as signals:
+    with guest(program=args is None) as signals:
         sys.path.insert(0, os.getcwd())  # for classes of the user's; `python -m` has it there already
         try:
             module, _, function = COMMANDS[command].partition(":")
             run = getattr(import_module(module), function)
-            signals.importing = False
+            signals.imported()
             run(command, words, signals)
             return 0
         except (UserError, OSError, Interrupted, RuntimeError) as error:

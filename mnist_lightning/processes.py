@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -31,16 +33,24 @@ class Interrupted(BaseException):
     def __str__(self) -> str:
         return self.told
 
+    def for_session(self) -> BaseException:
+        """What a Python session has of it, once it has its signals back: Ctrl-C as ever, others as it handles them."""
+        if self.signum == signal.SIGINT:
+            return KeyboardInterrupt(self.told)
+        signal.raise_signal(self.signum)  # by default the process ends here
+        return self
+
 
 class Signals:
     """Ctrl-C, SIGTERM and Slurm's SIGUSR1, lent. While `deferred`, the first is only noted in `received`.
 
-    While `importing`, when there is nothing to lose yet, they end the process at once: an exception in the middle of
-    importing torch can reach C++ code that aborts. In a thread they stay with whom they were: Python hands signals
-    to the main thread only.
+    An exception in the middle of importing torch can reach C++ code that aborts. While `importing`, when there is
+    nothing to lose yet, they end the process at once if it is ours (`program`), and else wait for `imported`. In a
+    thread they stay with whom they were: Python hands signals to the main thread only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: bool = False) -> None:
+        self.program = program
         self.importing = "torch" not in sys.modules
         self.received = 0
         self.deferred = False
@@ -50,7 +60,7 @@ class Signals:
         """Takes the signals (back: Lightning puts its own handler in, which can hang several processes)."""
         if threading.current_thread() is not threading.main_thread():
             return
-        slurm = [signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []
+        slurm = [signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ and sys.platform != "win32" else []
         for signum in (signal.SIGINT, signal.SIGTERM, *slurm):
             before = signal.signal(signum, self._handle)
             self._before.setdefault(signum, before)
@@ -61,31 +71,41 @@ class Signals:
             signum, before = self._before.popitem()
             signal.signal(signum, signal.SIG_DFL if before is None else before)  # None: not set by Python
 
+    def imported(self) -> None:
+        """From now on they are exceptions; the first of them may have come already."""
+        self.importing = False
+        if self.received:
+            raise Interrupted(self.received)
+
     def _handle(self, signum: int, frame: FrameType | None) -> Any:
-        if self.importing:
+        if self.importing and self.program:
             if is_first_process():
                 os.write(2, b"mnist_lightning: stopped\n")
             os._exit(128 + signum)
-        if not self.deferred or (self.received and signum == signal.SIGINT):
+        if not (self.deferred or self.importing) or (self.deferred and self.received and signum == signal.SIGINT):
             self.received = signum
             raise Interrupted(signum)
         self.received = self.received or signum
 
 
-def end_with_the_first() -> None:
-    """A process that Lightning started for another rank ends when the first does, however that ended.
+def end_with_the_first() -> Callable[[], None]:
+    """A process that Lightning started for another rank ends when the first does, until what is returned is called.
 
     It could otherwise wait for the first for half an hour. (torchrun and Slurm look after their processes themselves.)
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         os.environ[FIRST_PROCESS] = str(os.getpid())  # those that it starts inherit it
-        return
+        return lambda: None
     others = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ)
-    if sys.platform == "linux" and FIRST_PROCESS in os.environ and not others:
-        PR_SET_PDEATHSIG = 1  # noqa: N806
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if _has_ended(os.environ[FIRST_PROCESS]):  # before the call: no signal will come
-            sys.exit("mnist_lightning: the process that started this one has ended")
+    if sys.platform != "linux" or FIRST_PROCESS not in os.environ or others:
+        return lambda: None
+    PR_SET_PDEATHSIG, PR_GET_PDEATHSIG = 1, 2  # noqa: N806
+    prctl, before = ctypes.CDLL(None).prctl, ctypes.c_int(0)
+    prctl(PR_GET_PDEATHSIG, ctypes.byref(before))
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _has_ended(os.environ[FIRST_PROCESS]):  # before the call: no signal will come
+        sys.exit("mnist_lightning: the process that started this one has ended")
+    return lambda: prctl(PR_SET_PDEATHSIG, before.value) and None
 
 
 def _has_ended(pid: str) -> bool:
@@ -130,3 +150,34 @@ def requeue_slurm_job() -> str:
     if done.returncode:
         return f"Slurm did not requeue job {job}: {done.stderr.strip()}"
     return f"Slurm job {job} requeued"
+
+
+# ---------------------------------------------------------------------- memory
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+LARGEST_KEPT = 32 << 20  # bytes; the largest M_MMAP_THRESHOLD that glibc takes; data sets are larger
+_kept: list[Any] = []  # the C library, while it keeps
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what a step frees for the next step.
+
+    By default it gives blocks of some MB back to the kernel, which clears them page by page when they are wanted
+    again: up to a quarter of an epoch (benchmarks/tricks.py).
+    """
+    if sys.platform != "linux":
+        return
+    with suppress(AttributeError, OSError):  # another C library than glibc
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        _kept[:] = [library]
+
+
+def give_memory_back() -> None:
+    """Has glibc keep no more than it would by now, having adapted itself to a process of large blocks."""
+    if _kept:
+        library = _kept.pop()
+        library.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_KEPT)
+        with suppress(AttributeError):
+            library.malloc_trim(0)

@@ -102,9 +102,12 @@ IMPORTING = """
 import os
 from mnist_lightning.processes import Signals
 
-Signals().install()
+signals = Signals(program={program})
+signals.install()
 try:
     os.kill(os.getpid(), {signum:d})
+    print("imported")
+    signals.imported()
 except BaseException as error:  # what C++ code in the middle of an import cannot do
     print(repr(error))
 """
@@ -112,9 +115,16 @@ except BaseException as error:  # what C++ code in the middle of an import canno
 
 @pytest.mark.parametrize("signum", TAKEN)
 def test_a_signal_during_the_imports_raises_nothing(signum):
-    words = [sys.executable, "-c", IMPORTING.format(signum=signum)]
+    words = [sys.executable, "-c", IMPORTING.format(signum=signum, program=True)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (128 + signum, "", "mnist_lightning: stopped\n")
+
+
+def test_in_a_session_it_waits_for_the_end_of_the_imports():
+    """A notebook's kernel is not ours to end."""
+    words = [sys.executable, "-c", IMPORTING.format(signum=signal.SIGINT, program=False)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "imported\nInterrupted(2)\n", "")
 
 
 # ---------------------------------------------------------------------- ranks and jobs

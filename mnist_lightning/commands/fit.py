@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.markup import escape
 from rich.panel import Panel
 
-from mnist_lightning.commands import guest
+from mnist_lightning.commands import session
 from mnist_lightning.commands.evaluate import run_stage, tell
 from mnist_lightning.commands.start import Start, check_resumable, find_start
 from mnist_lightning.console import console, say
@@ -53,9 +53,11 @@ def fit(settings: Mapping[str, Any] | None = None, **more: Any) -> Result:
 
     fit({"config": "simple_mlp"}, trainer={"max_epochs": 1}).metrics["test_acc"]
 
-    Raises UserError, in one line, for what the user can put right.
+    Raises UserError, in one line, for what the user can put right; KeyboardInterrupt after Ctrl-C, with a checkpoint
+    whose path it tells. Of what it changes in the process (signals, random generators, …) nothing is left. In a thread
+    it trains as well; there a callback that sets `trainer.should_stop` stops it.
     """
-    with guest() as signals:
+    with session() as signals:
         return train(pairs_of(settings or {}) + pairs_of(more), signals)
 
 
@@ -135,7 +137,7 @@ def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeepe
                 else f"the first {keeper.saved_step:,} steps"
             )
             interrupted.told = f"stopped; {keeper.run.last} has {kept}: continue with --ckpt_path last"
-        if interrupted.signum == signal.SIGUSR1 and trainer.is_global_zero:
+        if interrupted.signum not in (signal.SIGINT, signal.SIGTERM) and trainer.is_global_zero:
             say(requeue_slurm_job())
         raise
     except DOES_NOT_FIT as error:

@@ -55,7 +55,6 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -66,7 +65,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
         except ValueError as error:
             raise UserError(f"{path} cannot be written: {error}; see the states of callbacks and modules") from error
         path.parent.mkdir(parents=True, exist_ok=True)  # a ModelCheckpoint's own folder
-        self._writing = self._thread.submit(write_checkpoint, content, path, **(storage_options or {}))
+        thread = ThreadPoolExecutor(max_workers=1)
+        self._writing = thread.submit(write_checkpoint, content, path, **(storage_options or {}))
+        thread.shutdown(wait=False)  # it ends when that is written; a session has no thread more than before
         if storage_options is None:
             self.wait()
 

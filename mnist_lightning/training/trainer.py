@@ -1,11 +1,8 @@
 """The Trainer as this project sets it up: its loop, what it says, what watches it, how it writes."""
 
-import ctypes
 import logging
 import os
-import sys
 import warnings
-from contextlib import suppress
 from typing import Any
 
 import lightning
@@ -16,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from mnist_lightning.errors import BadSetting, first_line
-from mnist_lightning.processes import Signals, torchruns_processes
+from mnist_lightning.processes import Signals, keep_freed_memory, torchruns_processes
 from mnist_lightning.training.checkpoints import DurableCheckpointIO
 from mnist_lightning.training.progress import NetworkSummary, RunProgress
 
@@ -58,21 +55,6 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep what a step frees for the next step.
-
-    By default it gives blocks of some MB back to the kernel, which clears them page by page when they are wanted
-    again: up to a quarter of an epoch (benchmarks/tricks.py).
-    """
-    if sys.platform != "linux":
-        return
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # noqa: N806
-    with suppress(AttributeError):  # another C library than glibc
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # bytes; the largest that glibc takes; data sets are larger
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
 def _ask_once_for_a_gpu() -> None:
     """Takes back a switch of Lightning's that costs 0.1 ms a step where there is no GPU.
 
@@ -85,7 +67,7 @@ def _ask_once_for_a_gpu() -> None:
 def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -> Trainer:
     """The Trainer, quick, with the callbacks that the settings ask for, then ours."""
     _quiet()
-    _keep_freed_memory()
+    keep_freed_memory()
     _ask_once_for_a_gpu()
     settings = {"logger": False, **settings}
     asked = settings.pop("callbacks", None) or []
