@@ -7,6 +7,10 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something that the user can put right. Exit status 1."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and notebooks show in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class BadSetting(UserError):  # noqa: N818
     """A word of the command line, or of a configuration file, that cannot be right. Exit status 2."""

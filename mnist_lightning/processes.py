@@ -36,7 +36,9 @@ class Interrupted(BaseException):
     def for_session(self) -> BaseException:
         """What a Python session has of it, once it has its signals back: Ctrl-C as ever, others as it handles them."""
         if self.signum == signal.SIGINT:
-            return KeyboardInterrupt(self.told)
+            interrupt: Any = KeyboardInterrupt(self.told)
+            interrupt._render_traceback_ = lambda: [f"KeyboardInterrupt: {self.told}"]  # so IPython shows a line
+            return interrupt
         signal.raise_signal(self.signum)  # by default the process ends here
         return self
 

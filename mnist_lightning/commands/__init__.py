@@ -82,7 +82,8 @@ def _imports() -> Undo:
 def _logs() -> Undo:
     """Levels and handlers; those of Lightning that it has after its import, if that is still to come."""
     lightnings = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    loggers = [logging.root, *(one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger))]
+    known = list(logging.root.manager.loggerDict.values())
+    loggers = [logging.root, *(logger for logger in known if isinstance(logger, logging.Logger))]
     before = [(logger, logger.level, logger.handlers[:], logger.propagate, logger.disabled) for logger in loggers]
     new = [] if "lightning.pytorch" in sys.modules else lightnings
 

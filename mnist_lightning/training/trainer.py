@@ -1,8 +1,11 @@
 """The Trainer as this project sets it up: its loop, what it says, what watches it, how it writes."""
 
 import logging
+import multiprocessing
 import os
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -18,6 +21,10 @@ from mnist_lightning.training.checkpoints import DurableCheckpointIO
 from mnist_lightning.training.progress import NetworkSummary, RunProgress
 
 KNOWN = ("2.6.6",)  # versions of Lightning whose loops the tests compare with ours
+NO_OTHERS = (
+    "several processes cannot be started from a notebook, a prompt or a pool: give --trainer.devices 1, or train in a "
+    "program of its own, as python -m mnist_lightning fit is"
+)
 SMALL_STEP = 2_000_000  # multiplications of a forward through fully connected layers
 
 
@@ -88,14 +95,27 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
         settings["enable_checkpointing"] = False
     if settings.get("devices", "auto") == "auto":  # of CPUs Lightning would take one
         settings |= torchruns_processes()
+        if hasattr(sys, "ps1"):  # a notebook or a prompt, see _refuse_to_start_others
+            settings["devices"] = 1
     strategy = str(settings.get("strategy"))
     if any(way in strategy for way in ("spawn", "fork", "notebook")):
         raise BadSetting(f"--trainer.strategy {strategy} is for notebooks: use ddp, which starts whole processes")
     try:
         trainer = Trainer(**settings, callbacks=callbacks, plugins=[DurableCheckpointIO()])
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        if "interactive" in str(error):
+            raise BadSetting(NO_OTHERS) from error
         raise BadSetting(f"--trainer: {first_line(error)}") from error
+    _refuse_to_start_others(trainer.strategy.launcher)
     return quick(trainer)
+
+
+def _refuse_to_start_others(launcher: Any) -> None:
+    """Lightning starts other processes by running this program again: there has to be one that can be."""
+    script = Path(sys.argv[0] if sys.argv else "")
+    again = (sys.modules["__main__"].__spec__ or script.is_file()) and multiprocessing.parent_process() is None
+    if launcher is not None and (launcher.is_interactive_compatible or not again):
+        raise BadSetting(NO_OTHERS)
 
 
 class FewThreads(Callback):
