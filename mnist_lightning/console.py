@@ -15,6 +15,12 @@ def say(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def in_notebook() -> bool:
+    """Whether what is printed goes to a notebook, which takes what a bar needs of a terminal for text."""
+    shell = sys.modules["IPython"].get_ipython() if hasattr(sys.modules.get("IPython"), "get_ipython") else None
+    return getattr(shell, "kernel", None) is not None
+
+
 @contextmanager
 def any_character() -> Iterator[None]:
     """What a terminal's or a file's encoding does not have is printed as `\\u2026` meanwhile; nothing fails for it."""

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import RichModelSummary
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mnist_lightning.console import console, say
+from mnist_lightning.console import console, in_notebook, say
 
 SUMMARY = {"Name": "layer", "Type": "", "Params": "parameters", "Out sizes": "output"}  # Lightning's columns and ours
 NOT_SHOWN = {"train_loss_step", "lr", "images"}  # of an epoch
@@ -30,6 +30,29 @@ class NetworkSummary(RichModelSummary):
         console.print(table)
 
 
+class NotebookBar(Progress):
+    """A bar in a notebook: one output that changes in its place, above what is printed."""
+
+    _output: Any = None
+
+    def refresh(self) -> None:
+        from IPython.display import display
+
+        with self.console.capture() as text:
+            self.console.print(self.get_renderable(), no_wrap=True)
+        line = {"text/plain": text.get().strip()}
+        if self._output is None:
+            self._output = display(line, raw=True, display_id=True)
+        else:
+            self._output.update(line, raw=True)
+
+    start = refresh
+
+    def stop(self) -> None:
+        self.columns = self.columns[:-2]  # of the time left
+        self.refresh()
+
+
 class RunProgress(Callback):
     """Epoch, what is logged, images per second and time left. (Lightning's bars cost at each step.)"""
 
@@ -37,8 +60,8 @@ class RunProgress(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.on_train_epoch_start(trainer, module)  # no such call when a run goes on inside an epoch
-        if trainer.is_global_zero and console.is_terminal:
-            self._bar = Progress(
+        if trainer.is_global_zero and (console.is_terminal or in_notebook()):
+            self._bar = (NotebookBar if in_notebook() else Progress)(
                 TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(compact=True), TextColumn("left"),
                 console=console, auto_refresh=False, transient=True,
@@ -90,8 +113,9 @@ class RunProgress(Callback):
         size = getattr(trainer.train_dataloader, "global_batch_size", None)
         return f"{steps * trainer.accumulate_grad_batches * size:,.0f} images/s" if size else f"{steps:,.0f} steps/s"
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step)
             self._bar.stop()
             self._bar = None
 
