@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mnist_lightning.console import say
 from mnist_lightning.data.module import MNISTDataModule
-from mnist_lightning.data.sources import write_text
+from mnist_lightning.data.tables import write_text
 from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.files import is_device
 from mnist_lightning.processes import Signals

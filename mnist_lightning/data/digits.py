@@ -181,26 +181,29 @@ def _to_bytes(images: np.ndarray, where: object) -> Callable[[np.ndarray], np.nd
         raise UserError(f"{where} holds images of type {images.dtype}: they must be numbers")
     if images.size == 0:
         return None
-    low, high = float(images.min()), float(images.max())
-    if images.dtype.kind == "f" and low >= -1 and high <= 1:
-        shift, scale = (0.0, 255.0) if low >= 0 else (1.0, 127.5)
-    elif abs(low + 0.4242) < 2e-3 and abs(high - 2.8215) < 2e-3:  # (pixel - 0.1307) / 0.3081, as every tutorial has it
-        shift, scale = 0.1307 / 0.3081, 0.3081 * 255
-    elif images.dtype == np.uint16 and high > 255:
-        shift, scale = 0.0, 1 / 257
-    elif low >= 0 and 0 < high <= 1:
-        shift, scale = 0.0, 255.0
-    elif low >= 0 and 1 < high <= 16 and max(images.shape[1:]) == 8:  # scikit-learn's 8x8 digits
-        shift, scale = 0.0, 255 / 16
-    elif low >= 0 and high <= 255:
-        shift, scale = 0.0, 1.0
-    else:
-        raise UserError(f"{where} holds pixels from {low:.6g} to {high:.6g}: they are 0 to 255, 0 to 1 or -1 to 1")
+    shift, scale = scaling(float(images.min()), float(images.max()), images.dtype, max(images.shape[1:]), where)
     if images.dtype == np.uint8 and scale == 1:
         return None
     return lambda piece: (
         ((piece.astype(np.float32) + np.float32(shift)) * np.float32(scale)).round().clip(0, 255).astype(np.uint8)
     )
+
+
+def scaling(low: float, high: float, kind: np.dtype, side: int, where: object) -> tuple[float, float]:
+    """What is added to pixels from `low` to `high`, and what they are then multiplied with, to be 0 to 255."""
+    if kind.kind == "f" and low >= -1 and 0 < high <= 1:
+        return (0.0, 255.0) if low >= 0 else (1.0, 127.5)
+    if abs(low + 0.4242) < 2e-3 and abs(high - 2.8215) < 2e-3:  # (pixel - 0.1307) / 0.3081, as every tutorial has it
+        return 0.1307 / 0.3081, 0.3081 * 255
+    if kind == np.uint16 and high > 255:
+        return 0.0, 1 / 257
+    if low >= 0 and 0 < high <= 1:
+        return 0.0, 255.0
+    if low >= 0 and 1 < high <= 16 and side == 8:  # scikit-learn's 8x8 digits
+        return 0.0, 255 / 16
+    if low >= 0 and high <= 255:
+        return 0.0, 1.0
+    raise UserError(f"{where} holds pixels from {low:.6g} to {high:.6g}: they are 0 to 255, 0 to 1 or -1 to 1")
 
 
 def classes_of(labels: Any, where: object) -> tuple[Tensor, tuple[str, ...]]:

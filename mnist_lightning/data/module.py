@@ -14,8 +14,8 @@ from mnist_lightning.data.digits import Digits
 from mnist_lightning.data.download import download
 from mnist_lightning.data.idx import find_idx, read_idx
 from mnist_lightning.data.loader import TensorLoader
-from mnist_lightning.data.sources import read_text
 from mnist_lightning.data.synthetic import synthetic_digits
+from mnist_lightning.data.tables import read_text
 from mnist_lightning.errors import BadSetting, UserError
 
 EVAL_BATCH_SIZE = 2500  # 8 MB of floats, which a processor's cache holds; Lightning's cost per batch hardly shows

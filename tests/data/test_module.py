@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mnist_lightning.cli import main
+from mnist_lightning.data.digits import Digits
 from mnist_lightning.data.idx import read_idx
 from mnist_lightning.data.module import MNISTDataModule, _spread
-from mnist_lightning.data.sources import Digits, write_text
 from mnist_lightning.data.synthetic import synthetic_digits
+from mnist_lightning.data.tables import write_text
 from mnist_lightning.errors import BadSetting, UserError
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mnist_lightning.data.digits import Digits
 from mnist_lightning.data.download import download
 from mnist_lightning.data.idx import find_idx, read_idx
-from mnist_lightning.data.sources import Digits, read_text, write_text
+from mnist_lightning.data.tables import read_text, write_text
 from mnist_lightning.errors import UserError
 
 REAL = Path(os.environ.get("MNIST_ROOT", Path(__file__).parents[3] / "shared" / "mnist"))
@@ -330,7 +331,7 @@ def test_idx_header_that_claims_billions(tmp_path, gz):
 MEMORY = """
 import sys, pathlib
 from mnist_lightning.data.idx import read_idx
-from mnist_lightning.data.sources import read_text
+from mnist_lightning.data.tables import read_text
 from mnist_lightning.errors import UserError
 def peak():
     status = pathlib.Path("/proc/self/status").read_text()
@@ -535,134 +536,8 @@ def test_download_where_nothing_can_be_written(mirror, tmp_path, monkeypatch):
     assert "Not a directory" in message(download, tmp_path / "data")
 
 
-# Text ------------------------------------------------------------------------------------------------------
-
-
 def line(values=None, label=3) -> bytes:
     return b"\t".join(b"%d" % value for value in (values or [0] * 784)) + b"\t%d\n" % label
-
-
-def text_error(tmp_path: Path, content: bytes) -> str:
-    path = tmp_path / "digits.tsv"
-    path.write_bytes(content)
-    text = message(read_text, path)
-    assert text.startswith(str(path))
-    return text.removeprefix(str(path))
-
-
-def test_text_values(tmp_path):
-    first, second = [value % 256 for value in range(784)], [255 - value % 256 for value in range(784)]
-    path = tmp_path / "digits.tsv"
-    path.write_bytes(
-        b"# a comment\n\n  \t \n"
-        + line(first, 7)
-        + b" # another \xff\x00, not UTF-8\n"
-        + line(second, 0)[:-1]
-        + b"\t # trailing\r\n"
-        + line(first, 9)[:-1].replace(b"\t", b" \t ")
-        + b"\r\n"
-        + line(second, 1).replace(b"\t7\t", b"\t007\t")[:-1]  # no line end
-    )
-    digits = read_text(path)
-    assert digits.labels.tolist() == [7, 0, 9, 1]
-    assert digits.images.shape == (4, 28, 28)
-    assert digits.images.flatten(1).tolist() == [first, second, first, second]
-    assert digits.images.dtype == digits.labels.dtype == torch.uint8
-
-
-def change(column: int, value: bytes) -> bytes:
-    values = line().rstrip().split(b"\t")
-    values[column - 1] = value
-    return b"# top\n" + line() + b"\t".join(values) + b"\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (change(3, b"x"), ", line 3, value 3: 'x' is not an integer from 0 to 255: correct it"),
-        (change(784, b"256"), ", line 3, value 784: '256' is not an integer from 0 to 255: correct it"),
-        (change(2, b"-1"), ", line 3, value 2: '-1' is not an integer from 0 to 255: correct it"),
-        (change(2, b"1.0"), ", line 3, value 2: '1.0' is not an integer from 0 to 255: correct it"),
-        (change(2, b"1_0"), ", line 3, value 2: '1_0' is not an integer from 0 to 255: correct it"),
-        (change(2, b"1 0"), ", line 3, value 2: '1 0' is not an integer from 0 to 255: correct it"),
-        (change(2, b""), ", line 3, value 2: '' is not an integer from 0 to 255: correct it"),
-        (
-            change(9, b"\xff\x00"),
-            r", line 3, value 9: '\xff\x00' is not an integer from 0 to 255: correct it",
-        ),
-        (
-            change(9, b"9" * 30),
-            f", line 3, value 9: '{'9' * 20}' is not an integer from 0 to 255: correct it",
-        ),
-        (change(785, b"10"), ", line 3 has label 10, expected 0 to 9: correct it"),
-        (change(785, b"b"), ", line 3, value 785: 'b' is not an integer from 0 to 255: correct it"),
-        (
-            line() + line()[2:],
-            ", line 2 has 784 values, expected 785: a line takes 784 pixels and the label, parted by tabs",
-        ),
-        (
-            b"1\t" + line(),
-            ", line 1 has 786 values, expected 785: a line takes 784 pixels and the label, parted by tabs",
-        ),
-        (
-            line().replace(b"\t", b","),
-            ", line 1 has 1 values, expected 785: a line takes 784 pixels and the label, parted by tabs",
-        ),
-        (
-            b"0" * 9000,
-            ", line 1 is over 8192 bytes long: a line takes 784 pixels and the label, parted by tabs",
-        ),
-        (b"", " has 0 lines and no digits: a line takes 784 pixels and the label, parted by tabs"),
-        (b"# a\n\n", " has 2 lines and no digits: a line takes 784 pixels and the label, parted by tabs"),
-    ],
-)
-def test_text_wrong(tmp_path, content, expected):
-    assert text_error(tmp_path, content) == expected
-
-
-def test_text_not_a_file(tmp_path):
-    assert message(read_text, tmp_path).startswith(f"{tmp_path} is a folder or a device, not a file")
-    assert "cannot be read (No such file or directory)" in message(read_text, tmp_path / "gone")
-    assert "not a file" in message(read_text, Path("/dev/zero"))
-
-
-def test_text_one_endless_line(tmp_path):
-    path = tmp_path / "digits.tsv"
-    with open(path, "wb") as file:
-        file.truncate(1 << 30)  # 1 GB of NUL bytes, sparse
-    start = time.perf_counter()
-    assert ", line 1 is over 8192 bytes long" in message(read_text, path)
-    assert time.perf_counter() - start < 1
-
-
-def test_text_write_and_read(tmp_path):
-    path = tmp_path / "digits.tsv"
-    write_text(some(12), path)
-    first, second = path.read_bytes().split(b"\n")[:2]
-    assert first == b"# 12 digits: 28 rows of 28 pixels (0 to 255), then the label"
-    assert second.split(b"\t") == [b"%d" % value for value in [*some(12).images[0].flatten().tolist(), 0]]
-    assert same(read_text(path), some(12))
-    write_text(some(2), path)
-    assert same(read_text(path), some(2))
-    assert [each.name for each in tmp_path.iterdir()] == ["digits.tsv"]
-
-
-def test_text_write_fails(tmp_path, monkeypatch):
-    path = tmp_path / "digits.tsv"
-    write_text(some(2), path)
-    assert "cannot be written: No such file or directory" in message(write_text, some(1), tmp_path / "no" / "a")
-    assert "cannot be written: Not a directory" in message(write_text, some(1), path / "a")
-    assert "cannot be written: Is a directory" in message(write_text, some(1), tmp_path)
-
-    def full(*_args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    assert message(write_text, some(1), path) == (
-        f"{path} cannot be written: No space left on device: make room or mend the folder"
-    )
-    assert same(read_text(path), some(2))  # the old content
-    assert [each.name for each in tmp_path.iterdir()] == ["digits.tsv"]
 
 
 # The real files --------------------------------------------------------------------------------------------

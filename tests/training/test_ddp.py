@@ -15,8 +15,9 @@ import pytest
 import torch
 from processes import LAST, NET, PLAIN, children, ended, same_run, told, wait_until
 
-from mnist_lightning.data.sources import Digits, write_text
+from mnist_lightning.data.digits import Digits
 from mnist_lightning.data.synthetic import synthetic_digits
+from mnist_lightning.data.tables import write_text
 from mnist_lightning.training.checkpoints import read_checkpoint
 
 MANY = [2, *(pytest.param(world, marks=pytest.mark.slow) for world in (3, 4))]
