@@ -1,12 +1,13 @@
 """Run: a folder of checkpoints/, how it is made, named, found, held and compared."""
 
-import fcntl
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,13 @@ from typing import Any, Self
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
 from mnist_lightning.processes import is_first_process, job_of, restarted_by
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+TRAINED = re.compile(r"^# last trained (\S+)$", re.MULTILINE)  # a line of config.yaml, which travels with the run
 
 
 class Run:
@@ -31,47 +39,60 @@ class Run:
         self.best = self.folder / "best.ckpt"
         self.table = self.folder / "metrics.csv"
         self.result = self.folder / "test.json"
-        self._job = self.folder / ".job"  # when it was trained the last time, and what was asked for
+        self._job = self.folder / ".job"  # what was asked for
         self._held: int | None = None  # an open descriptor
 
     def __str__(self) -> str:
         return str(self.folder)
 
+    def words(self, which: str) -> str:
+        """What the command line calls one of its checkpoints, wherever it lies and whichever run is the newest."""
+        root = self.folder.parent
+        where = "" if root == Path("checkpoints") else f" --trainer.default_root_dir {shlex.quote(str(root))}"
+        return f"--run {shlex.quote(self.name)}{where} --ckpt_path {which}"
+
     # ------------------------------------------------------------------ made and found
 
     @classmethod
     def new(cls, root: Path, base: str, exact: bool = False) -> Self:
-        """Makes the folder of a new run: `base`, else `base-2`, `base-3`, …; with `exact`, `base` or an error."""
+        """Makes the folder of a new run and holds it: `base`, else `base-2`, …; with `exact`, `base` or an error."""
         try:
             root.mkdir(parents=True, exist_ok=True)
             for number in count(1):
                 run = cls(root / (base if number == 1 else f"{base}-{number}"))
                 with suppress(FileExistsError):
                     run.folder.mkdir()
+                    run.hold()
                     return run
                 if exact:
                     break
+            run.hold()  # another process may be making it
+            there = {file.name for file in run.folder.iterdir()} - {f".{run.config.name}.tmp"}  # half written
         except OSError as error:
             raise UserError(
                 f"no run folder can be made in {root}: {error.strerror}; see --trainer.default_root_dir"
             ) from error
-        there = {file.name for file in run.folder.iterdir()} - {f".{run.config.name}.tmp"}  # half written
         if any(name.endswith(".ckpt") for name in there) or (there and run.config.name not in there):
+            run.release()
             raise UserError(
-                f"the run {run} is there already: continue it with --ckpt_path last, or choose another --run"
+                f"the run {run} is there already: continue it with {run.words('last')}, or choose another --run"
             )
         return run  # it was killed before its first checkpoint
+
+    def is_there(self) -> bool:
+        """Whether it has settings or a checkpoint: of a copied run either may be missing."""
+        return any(file.exists() for file in (self.config, self.last, self.previous, self.best))
 
     @classmethod
     def all(cls, root: Path) -> list[Self]:
         """The runs in `root`, by their names."""
-        return [cls(file.parent) for file in sorted(root.glob("*/config.yaml"))]
+        return [run for folder in sorted(root.glob("*/")) if (run := cls(folder)).is_there()]
 
     @classmethod
     def named(cls, root: Path, name: str) -> Self:
         """The run called `name`."""
         run = cls(root / name)
-        if not run.config.exists():
+        if not run.is_there():
             there = ", ".join(other.name for other in cls.all(root))
             raise UserError(f"there is no run {name!r} in {root}; there are: {there or 'none'}")
         return run
@@ -99,9 +120,13 @@ class Run:
         return max(own, key=cls._trained_at, default=None)
 
     def note_job(self, words: Any) -> None:
-        """Notes that it is being trained now, and which job began it; `words`: what that was asked, as JSON has it."""
-        job = self._read_job() or job_of(words)
-        write_whole(json.dumps(job | {"time": time.time()}) + "\n", self._job)
+        """Notes which job began it; `words`: what that was asked, as JSON has it."""
+        if not self._read_job():
+            write_whole(json.dumps(job_of(words)) + "\n", self._job)
+
+    def write_settings(self, text: str) -> None:
+        """Writes config.yaml, with the time as when it was last trained: files' own times are lost when it travels."""
+        write_whole(f"# last trained {datetime.now(UTC).isoformat()}\n{text}", self.config)
 
     def _read_job(self) -> dict[str, Any]:
         try:
@@ -111,8 +136,11 @@ class Run:
         return job if isinstance(job, dict) else {}
 
     def _trained_at(self) -> float:
-        at = self._read_job().get("time")
-        return at if isinstance(at, int | float) else self.config.stat().st_mtime
+        with suppress(OSError, ValueError):
+            if noted := TRAINED.search(self.config.read_text()):
+                return datetime.fromisoformat(noted[1]).timestamp()
+        files = (self.config, self.last, self.previous, self.best, self.folder)  # an older run, or half of one
+        return next(file.stat().st_mtime for file in files if file.exists())
 
     # ------------------------------------------------------------------ held
 
@@ -121,6 +149,8 @@ class Run:
 
         Waits so many seconds for another one: it may have been told to stop, and still be writing.
         """
+        if fcntl is None:
+            return
         self._held = os.open(self.folder, os.O_RDONLY)
         deadline = time.monotonic() + patience
         while True:
@@ -153,7 +183,7 @@ class Run:
             if not self.best.exists():
                 raise UserError(
                     f"{self} has no best.ckpt: none is chosen before the first validation, or without validation "
-                    "images before the end; use --ckpt_path last"
+                    f"images before the end; use {self.words('last')}"
                 )
             return self.best
         from mnist_lightning.training.checkpoints import STATE, read_checkpoint  # with them comes torch
@@ -185,7 +215,7 @@ def run_and_file(root: Path, run_name: str | None, base: str | None, ckpt_path: 
         return run, run.checkpoint(ckpt_path or ("best" if run.best.exists() else "last"))
     file = Path(str(ckpt_path))
     run = Run(root / run_name) if run_name else Run(file.parent)
-    there = run.config.exists() and run.folder.resolve().parent == root.resolve()
+    there = run.is_there() and run.folder.resolve().parent == root.resolve()
     return (run if there else None), file
 
 

@@ -21,11 +21,10 @@ from mnist_lightning.training.checkpoints import STATE, write_checkpoint
 def made(tmp_path: Path):
     """`made("a", time=2)` makes a run that was trained at that time."""
 
-    def make(name: str, time: float = 1.0) -> Run:
+    def make(name: str, time: int = 1) -> Run:
         run = Run.new(tmp_path, name, exact=True)
-        run.config.touch()
-        run.note_job(["fit"])
-        run._job.write_text(run._job.read_text().rpartition(": ")[0] + f": {time}}}")
+        run.release()
+        run.config.write_text(f"# last trained 2026-01-01T00:00:0{time}+00:00\nseed: 0\n")
         return run
 
     return make
@@ -50,19 +49,41 @@ def damage(file: Path) -> None:
 
 
 def test_a_second_run_gets_a_number(tmp_path):
-    names = [Run.new(tmp_path / "runs", "cnn").name for _ in range(3)]
+    runs = [Run.new(tmp_path / "runs", "cnn") for _ in range(3)]
+    names = [run.name for run in runs]
+    [run.release() for run in runs]
     assert names == ["cnn", "cnn-2", "cnn-3"]
 
 
 def test_a_run_by_name_is_made_once(tmp_path):
-    run = Run.new(tmp_path, "a", exact=True)
-    assert Run.new(tmp_path, "a", exact=True).folder == run.folder  # it never began
-    (run.folder / ".config.yaml.tmp").touch()  # nor when it was killed in the middle of writing its settings
-    assert Run.new(tmp_path, "a", exact=True).folder == run.folder
-    run.config.touch()
-    assert Run.new(tmp_path, "a", exact=True).folder == run.folder
-    run.last.touch()
-    with pytest.raises(UserError, match="a is there already: continue it with --ckpt_path last"):
+    def made_again() -> Path:
+        run = Run.new(tmp_path, "a", exact=True)
+        run.release()
+        return run.folder
+
+    folder = made_again()
+    assert made_again() == folder  # it never began
+    (folder / ".config.yaml.tmp").touch()  # nor when it was killed in the middle of writing its settings
+    assert made_again() == folder
+    (folder / "config.yaml").touch()
+    assert made_again() == folder
+    (folder / "last.ckpt").touch()
+    words = f"--run a --trainer.default_root_dir {tmp_path} --ckpt_path last"
+    with pytest.raises(UserError, match=f"a is there already: continue it with {words}, or choose another --run"):
+        Run.new(tmp_path, "a", exact=True)
+    Run(folder).hold(patience=0)  # nobody holds it now
+
+
+def test_of_two_that_start_at_once_under_one_name_the_second_waits_and_leaves_the_first_alone(tmp_path):
+    """Whatever is in the folder when the first lets go of it counts."""
+    first = Run.new(tmp_path, "a", exact=True)
+
+    def train() -> None:
+        first.last.touch()
+        first.release()
+
+    threading.Timer(0.3, train).start()
+    with pytest.raises(UserError, match="is there already"):
         Run.new(tmp_path, "a", exact=True)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.txt").touch()
@@ -96,11 +117,42 @@ def test_the_newest_run_is_the_one_that_was_trained_last(made, tmp_path):
 
 
 def test_copied_in_any_order_the_newest_run_is_the_same(made, tmp_path):
+    """As `cp runs/a/* copies/a`, which leaves hidden files and times behind."""
     made("a", 3), made("b", 2)
     for name in ("a", "b"):
-        shutil.copytree(tmp_path / name, tmp_path / "copies" / name, copy_function=shutil.copyfile)
+        (tmp_path / "copies" / name).mkdir(parents=True)
+        shutil.copyfile(tmp_path / name / "config.yaml", tmp_path / "copies" / name / "config.yaml")
     os.utime(tmp_path / "copies" / "a" / "config.yaml", (1, 1))
     assert Run.newest(tmp_path / "copies").name == "a"
+
+
+def test_when_a_run_was_trained_is_noted_where_its_settings_are(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        Run(tmp_path / name).write_settings("# mnist digits\nseed: 0\n")
+        os.utime(tmp_path / name / "config.yaml", (1, 1))
+    assert Run.newest(tmp_path).name == "a"
+    assert (tmp_path / "a" / "config.yaml").read_text().endswith("\n# mnist digits\nseed: 0\n")
+
+
+def test_half_of_a_copied_run_is_a_run(tmp_path):
+    """Without settings, as a broken copy leaves it, its checkpoints are there."""
+    (tmp_path / "a").mkdir()
+    write_checkpoint(content(), tmp_path / "a" / "best.ckpt")
+    assert Run.named(tmp_path, "a").checkpoint("last") == tmp_path / "a" / "best.ckpt"
+    assert Run.newest(tmp_path).name == "a"
+    assert [run.name for run in Run.all(tmp_path)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("checkpoints/a", "--run a --ckpt_path last"),
+        ("my runs/a b", "--run 'a b' --trainer.default_root_dir 'my runs' --ckpt_path last"),
+    ],
+)
+def test_a_run_in_the_words_of_the_command_line(folder, words):
+    assert Run(Path(folder)).words("last") == words
 
 
 def test_the_newest_run_of_earlier_versions_goes_by_its_settings_file(tmp_path):
@@ -154,6 +206,7 @@ def test_a_restarted_job_finds_its_own_run(tmp_path, monkeypatch):
     words = [["config", "cnn"], ["data.root", str(tmp_path)]]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     run = Run.new(tmp_path, "cnn")
+    run.release()
     run.note_job(words)
     assert Run.cut_off(tmp_path, words) is None  # its first start
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -167,6 +220,7 @@ def test_a_restarted_job_finds_its_own_run(tmp_path, monkeypatch):
 def test_a_job_of_torchrun_that_is_finished_begins_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     run = Run.new(tmp_path, "cnn")
+    run.release()
     run.note_job([])
     assert Run.cut_off(tmp_path, []).name == "cnn"
     run.result.touch()
@@ -200,7 +254,7 @@ def test_the_system_lets_go_of_what_a_killed_process_held(tmp_path):
     script += "run = Run(Path(sys.argv[1])); run.hold(); print(flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
     process.stdout.readline()
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="another process"):
         Run(tmp_path).hold(patience=0)
     process.kill()
     process.wait()

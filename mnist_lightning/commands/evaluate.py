@@ -136,8 +136,6 @@ def tell(result: dict[str, Any], place: Path) -> None:
     """The table at the end, and the same in a file of the run folder."""
     if "predictions" in result:
         return _write_predictions(result, place / "predictions.csv")
-    kept = {key: value for key, value in result.items() if key != "split"}
-    write_whole(json.dumps(kept, indent=2) + "\n", place / f"{result['split']}.json")
     title = "Test result" if result["split"] == "test" else "Validation result"
     table = Table(title=title, show_header=False, min_width=50)
     table.add_column()
@@ -156,6 +154,11 @@ def tell(result: dict[str, Any], place: Path) -> None:
     table.add_row("checkpoint", escape(f"{result['checkpoint']}  ({moment})"))
     table.add_row("run folder", escape(str(place)))
     console.print(table)
+    kept = {key: value for key, value in result.items() if key != "split"}
+    try:
+        write_whole(json.dumps(kept, indent=2) + "\n", place / f"{result['split']}.json")
+    except UserError as error:  # what was asked for is above
+        say(str(error))
 
 
 def _write_predictions(result: dict[str, Any], path: Path) -> None:

@@ -21,7 +21,7 @@ from mnist_lightning.commands.start import Start, check_resumable, find_start
 from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError, first_line, of_another_process
-from mnist_lightning.files import give_name, sync, write_whole
+from mnist_lightning.files import give_name, sync
 from mnist_lightning.processes import Interrupted, Signals, is_first_process, requeue_slurm_job
 from mnist_lightning.run import Run
 from mnist_lightning.settings import as_yaml, parsed, several, yaml_value
@@ -103,7 +103,8 @@ def train(pairs: Pairs, signals: Signals) -> Result:
         if is_first_process():
             if start.run is None:
                 keeper.run = new = Run.new(start.root, start.name, start.exact)
-            keeper.run.hold()
+            else:
+                keeper.run.hold()
             _write_settings(config, data, keeper.run)
             keeper.run.note_job(start.job)
             _announce(data, model, keeper.run, start.file)
@@ -119,9 +120,9 @@ def train(pairs: Pairs, signals: Signals) -> Result:
                     chosen = {group: config[group].settings for group in ("model", "data")}
                     tell_result(all_loggers, chosen, _metrics(trainer), result["step"])
     finally:
-        keeper.run.release()
         if new and not new.last.exists():
             shutil.rmtree(new.folder, ignore_errors=True)
+        keeper.run.release()
     return Result(metrics, run.folder, run.best if run.best.exists() else None, run.last)
 
 
@@ -136,7 +137,7 @@ def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeepe
                 if keeper.saved_step in (-1, trainer.global_step)
                 else f"the first {keeper.saved_step:,} steps"
             )
-            interrupted.told = f"stopped; {keeper.run.last} has {kept}: continue with --ckpt_path last"
+            interrupted.told = f"stopped; {keeper.run.last} has {kept}: continue with {keeper.run.words('last')}"
         if interrupted.signum not in (signal.SIGINT, signal.SIGTERM) and trainer.is_global_zero:
             say(requeue_slurm_job())
         raise
@@ -204,7 +205,7 @@ def _write_settings(config: Any, data: Any, run: Run) -> None:
         config.data.settings["source"] = data.source
         note = f"# {data.source} digits" + (" (no MNIST could be had)\n" if data.download_problem else "\n")
     text, lost = as_yaml(config)
-    write_whole(note + text, run.config)
+    run.write_settings(note + text)
     try:
         if as_yaml(parsed("fit", merged(pairs_of(yaml_value(text)))))[0] != text:
             lost += ["what means something else in YAML"]

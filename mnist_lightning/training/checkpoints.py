@@ -18,6 +18,7 @@ from torch import nn
 from mnist_lightning.errors import UserError, first_line
 from mnist_lightning.files import is_device, sync, write_whole
 from mnist_lightning.models import MODELS, DigitClassifier
+from mnist_lightning.run import Run
 from mnist_lightning.training.checkpoint_content import LARGEST, STATE, check_values, load_plain, plain
 
 MARK = b"sha256:"
@@ -43,7 +44,9 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, table: Path | None 
             sync(table)
         write_whole(buffer.getbuffer(), path, **names)
     except UserError as error:
-        raise UserError(f"{error}, then go on from the last good checkpoint with --ckpt_path last") from error
+        run = Run(path.parent)
+        on = f"go on with {run.words('last')}" if run.config.exists() and path.exists() else "start again"
+        raise UserError(f"{error}, then {on}") from error
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -119,10 +122,16 @@ def _read(path: Path) -> bytes:
     if data[-22:-18] == NO_COMMENT:
         return data
     if not data[-COMMENT:].startswith(MARK):
-        raise UserError(f"{path} is damaged or no checkpoint of mnist_lightning; --ckpt_path last takes a good one")
+        raise UserError(f"{path} is damaged or no checkpoint of mnist_lightning; {_another(path)}")
     if MARK + hashlib.sha256(memoryview(data)[:-COMMENT]).hexdigest().encode() != data[-COMMENT:]:
-        raise UserError(f"{path} is damaged: its checksum does not match; --ckpt_path last takes a good one")
+        raise UserError(f"{path} is damaged: its checksum does not match; {_another(path)}")
     return data
+
+
+def _another(path: Path) -> str:
+    """What to take instead of a damaged file."""
+    run = Run(path.parent)
+    return f"{run.words('last')} takes a good one" if run.config.exists() else "give another with --ckpt_path"
 
 
 def load_model(path: str | Path) -> DigitClassifier:

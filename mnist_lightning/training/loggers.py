@@ -1,7 +1,8 @@
 """The loggers of a run: those asked for, TensorBoard and metrics.csv. A resumed run goes on where they stood."""
 
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def run_loggers(
     leaves metrics.csv alone. `file` is the checkpoint that is continued, `checkpoint` what it holds. All processes
     come here; the folder of the first one counts.
     """
-    hooks, before = (sys.exit, sys.excepthook), getattr(sys.modules.get("wandb"), "run", None)
+    hooks, before = (sys.exit, sys.excepthook, threading.excepthook), getattr(sys.modules.get("wandb"), "run", None)
     state = checkpoint[STATE] if checkpoint else {}
     table = MetricsCSV(folder / "metrics.csv")
     loggers = [asked] if isinstance(asked, Logger) else list(asked) if isinstance(asked, Iterable) else []
@@ -56,6 +57,9 @@ def run_loggers(
                 table.rewind(state["metrics_csv"], file.parent / table.path.name)
             for name, logger in runs.items():
                 _begin(logger, known.get(name))
+        threading.excepthook = _quiet_for_tensorboard(threading.excepthook)
+        for logger in loggers:
+            _never_stop_for(logger)
         trainer.loggers = loggers
         yield loggers
         status = "FINISHED"
@@ -66,7 +70,7 @@ def run_loggers(
         if is_first_process():
             for logger in runs.values():
                 _end(logger, status, before)
-        sys.exit, sys.excepthook = hooks  # where W&B puts its own
+        sys.exit, sys.excepthook, threading.excepthook = hooks  # where W&B puts its own
 
 
 def identities(loggers: list[Logger]) -> dict[str, Any]:
@@ -100,6 +104,36 @@ def _put_files_into(folder: Path, trainer: Trainer, loggers: list[Logger]) -> No
     for logger in loggers:
         if isinstance(logger, WandbLogger) and logger.save_dir == ".":  # its default
             logger._save_dir = logger._wandb_init["dir"] = str(folder)
+
+
+def _quiet_for_tensorboard(others: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Its thread hands an OSError on to the next call, where it is said; that it ended needs no traceback."""
+
+    def hook(args: Any) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
+            others(args)
+
+    return hook
+
+
+def _never_stop_for(logger: Any) -> None:
+    """What a logger cannot write, for a full disk or a server that is gone, is said once; the training goes on."""
+    told = []
+
+    def patient(method: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            try:
+                method(*args, **kwargs)
+            except OSError as error:
+                if not told and is_first_process():
+                    why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+                    say(f"{type(logger).__name__} cannot write ({why}): the training goes on without it")
+                told.append(error)
+
+        return call
+
+    for name in ("log_hyperparams", "log_metrics", "save", "finalize"):
+        setattr(logger, name, patient(getattr(logger, name)))
 
 
 def _with_runs(loggers: list[Logger]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """metrics.csv: one table a run, which a resumed run continues without a row lost or doubled."""
 
 import csv
+import errno
 import io
 import os
+import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.console import say
 from mnist_lightning.errors import UserError
-from mnist_lightning.files import unwritable, write_whole
+from mnist_lightning.files import give_name, write_whole
 
 FIRST = ["epoch", "step"]  # columns; every other comes with the first row that has its name
 
@@ -33,6 +35,8 @@ class MetricsCSV(Logger):
         self.path = path
         self._columns: list[str] | None = None  # None: the file has not been looked at
         self._last: list[str] = []  # cells of the last row
+        self._waiting: list[dict[str, str]] = []  # rows that could not be written yet
+        self._told = False  # that they could not
 
     @property
     def save_dir(self) -> str:
@@ -43,7 +47,25 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        row = {_text(name): _text(value) for name, value in {**metrics, "step": step}.items()}
+        self._waiting.append({_text(name): _text(value) for name, value in {**metrics, "step": step}.items()})
+        self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes the rows that wait. A file that cannot be written is said, and tried again with the next row."""
+        try:
+            while self._waiting:
+                self._write(self._waiting[0])
+                del self._waiting[0]
+            self._told = False
+        except (OSError, UserError) as error:
+            self._columns = None  # to be looked at again
+            if not self._told:
+                why = error.strerror if isinstance(error, OSError) else error
+                say(f"{self.path} cannot be written ({why}): the training goes on, its rows wait for the file")
+            self._told = True
+
+    def _write(self, row: dict[str, str]) -> None:
         columns = self._look()
         if new := [name for name in dict.fromkeys([*FIRST, *row]) if name not in columns]:
             rows = [line + b"," * len(new) + b"\n" for line in self._read(self.path).splitlines()[1:]]
@@ -53,21 +75,30 @@ class MetricsCSV(Logger):
         cells = [row.get(name, "") for name in columns]
         merged = [old or cell for old, cell in zip(self._last, cells, strict=False)]
         at = columns.index("step")
-        same = bool(self._last) and step is not None and self._last[at] == cells[at]
+        same = bool(self._last) and row["step"] != "" and self._last[at] == cells[at]
         again = same and all(cell in ("", both) for cell, both in zip(cells, merged, strict=True))
-        try:
-            with self.path.open("r+b") as file:
-                file.seek(-len(_line(self._last)) if again else 0, os.SEEK_END)
-                self._last = merged if again else cells
-                file.write(_line(self._last))
-        except OSError as error:
-            raise unwritable(self.path, error) from error
+        before = _line(self._last) if again else b""
+        cells = merged if again else cells
+        with self.path.open("r+b", buffering=0) as file:
+            place = file.seek(-len(before), os.SEEK_END)
+            line = _line(cells)
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.seek(place)  # no half row
+                file.write(before)
+                file.truncate()
+                raise
+        self._last = cells
 
     @rank_zero_only
     def position(self) -> dict[str, Any]:
         """What a checkpoint remembers of the table: enough to make it again from what becomes of it."""
-        data = self._read(self.path)
-        columns = len(self._look())
+        try:
+            data, columns = self._read(self.path), len(self._look())
+        except OSError:
+            return {"columns": 0, "rows": 0, "last": [], "crc32": 0}
         rows = data.count(b"\n") - 1 if columns else 0
         return {"columns": columns, "rows": rows, "last": list(self._last), "crc32": zlib.crc32(data)}
 
@@ -76,7 +107,7 @@ class MetricsCSV(Logger):
         """Continues the table of `origin` from `position`: rows after it will be written again."""
         columns, count = position["columns"], position["rows"]
         data = b""
-        if not origin.exists() and columns:
+        if columns and not origin.is_file():
             say(f"{origin} is not there: the table begins with what is trained now")
         elif columns:
             lines = self._read(origin).splitlines(keepends=True)[: count + 1]
@@ -86,11 +117,18 @@ class MetricsCSV(Logger):
                 lines[-1] = _line(position["last"])
             data = b"".join(lines)
             if zlib.crc32(data) != position["crc32"]:
-                raise UserError(
-                    f"{origin} is not the table that the checkpoint belongs to: put it back, or move it away for the "
-                    "table to begin anew"
+                data = b""
+                aside = origin.with_name(f"{origin.stem}-{int(time.time())}.csv")
+                if origin == self.path:
+                    give_name(origin, aside)
+                say(
+                    f"{origin} is not the table that the checkpoint belongs to: the table begins with what is trained "
+                    "now" + (f"; the other is kept as {aside}" if origin == self.path else "")
                 )
-        write_whole(data, self.path)
+        try:
+            write_whole(data, self.path)
+        except UserError as error:  # if no checkpoint can be written either, that is said when it is
+            say(f"{error}; the training goes on without its rows")
         self._columns = None
 
     def _look(self) -> list[str]:
@@ -107,8 +145,6 @@ class MetricsCSV(Logger):
             return path.read_bytes()
         except FileNotFoundError:
             return b""
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _text(value: Any) -> str:

@@ -124,11 +124,33 @@ def test_no_room_for_a_row_of_metrics_csv(start, small_disk, undisturbed, tmp_pa
     table.write_bytes(table.read_bytes() + b"\n" * (4096 - table.stat().st_size % 4096))  # the next row needs a page
     filler = fill(runs, leave=0)
     os.kill(process.pid, signal.SIGCONT)
-    failed_with_one_line(process, f"{runs}/a/metrics.csv")
+    failed_with_one_line(process, f"{runs}/a/last.ckpt")  # not for the row, which waits
+    assert f"{runs}/a/metrics.csv cannot be written (No space left on device): the training goes on" in process.text()
     assert read_checkpoint(Run(runs / "a").checkpoint("last"))["global_step"] == 12
     filler.unlink()
     ended(start("fit", "--run", "a", *LAST))
     same_run(runs / "a", whole)
+
+
+def test_without_room_for_the_table_and_tensorboard_it_trains_to_the_end(start, small_disk, tmp_path):
+    """Room that only checkpoints find, which replace older ones."""
+    runs = small_disk(14_000)
+    ended(start("fit", *NET, "--run", "a", **STOPPED), status=143)
+    for name in ("metrics.csv", "test.json"):
+        (runs / "a" / name).unlink(missing_ok=True)
+        (runs / "a" / name).mkdir()
+        (runs / "a" / name / "in the way").touch()
+    for file in (runs / "a" / "tensorboard").iterdir():
+        file.unlink()
+    (runs / "a" / "tensorboard").rmdir()
+    (runs / "a" / "tensorboard").touch()
+    process = start("fit", "--run", "a", *LAST)
+    ended(process)
+    text = process.text()
+    assert f"{runs}/a/metrics.csv cannot be written" in text
+    assert "TensorBoardLogger cannot write" in text
+    assert f"{runs}/a/test.json cannot be written" in text
+    assert "accuracy" in text
 
 
 def test_a_limit_on_file_sizes_is_a_full_disk_without_mounting(start, tmp_path):

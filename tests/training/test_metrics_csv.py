@@ -1,6 +1,7 @@
 """metrics.csv: a column for each name, a row for each step, and the same bytes however often a run is killed."""
 
 import csv
+import io
 import random
 from pathlib import Path
 from typing import Any
@@ -219,21 +220,51 @@ def test_the_table_is_gone(table, capsys):
 @pytest.mark.parametrize(
     "content", [b"", b"epoch,step,loss\n", b"epoch,step,loss\n,0,0.75\n,1,1\n", b"\xff\x00,\n\n\n"]
 )
-def test_another_table(table, content):
+def test_another_table_is_put_aside(table, content, capsys):
+    """As half of a copy leaves it: a table never bars the way on."""
     log(table, [({"loss": 0.5}, 0), ({"loss": 1}, 1)])
     position = table.position()
     table.path.write_bytes(content)
-    with pytest.raises(UserError, match="is not the table that the checkpoint belongs to"):
-        table.rewind(position, table.path)
-    assert table.path.read_bytes() == content
+    table.rewind(position, table.path)
+    assert "is not the table that the checkpoint belongs to: the table begins with what is" in capsys.readouterr().out
+    assert table.path.read_bytes() == b""
+    (kept,) = table.path.parent.glob("metrics-*.csv")
+    assert kept.read_bytes() == content
 
 
-def test_no_room(table, monkeypatch):
+def test_a_row_waits_until_the_file_can_be_written(table, capsys):
     table.log_metrics({"loss": 0.5}, 0)
+    before = table.path.rename(table.path.with_name("kept"))
+    table.path.mkdir()
+    for step in (1, 2):
+        table.log_metrics({"loss": 0.5, "acc": 1}, step)
+        table.save()  # as Lightning calls it after each row
+    assert table.position() == {"columns": 0, "rows": 0, "last": [], "crc32": 0}
+    said = capsys.readouterr().out
+    assert said.count("the training goes on, its rows wait for the file") == said.count("\n") == 1
+    table.path.rmdir()
+    before.rename(table.path)
+    table.log_metrics({"loss": 0.25}, 3)
+    assert text(table) == "epoch,step,loss,acc\n,0,0.5,\n,1,0.5,1\n,2,0.5,1\n,3,0.25,\n"
 
-    def full(*args: Any, **kwargs: Any) -> Any:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(UserError, match=r"metrics\.csv cannot be written: No space left on device"):
-        table.log_metrics({"loss": 0.5}, 1)
+@pytest.mark.parametrize("names", [{"loss"}, {"loss", "acc"}])  # a new row; the last one filled further
+def test_no_half_row_is_left_when_the_disk_is_full(table, monkeypatch, names):
+    log(table, [({"loss": 0.5, "acc": 1}, 0), ({"loss": 0.5}, 1)])
+    before, write = text(table), io.FileIO.write
+    row = {"loss": 0.25} if names == {"loss"} else {"acc": 0.125}
+    step = 2 if names == {"loss"} else 1
+
+    class Full(io.FileIO):
+        def write(self, data: bytes) -> int:  # only half of it has room
+            return write(self, data[: len(data) // 2]) if data == full else write(self, data)
+
+    full = b",2,0.25,\n" if step == 2 else b",1,0.5,0.125\n"
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering=0: Full(path, mode))
+    table.log_metrics(row, step)
+    monkeypatch.undo()
+    assert text(table) == before
+    table.save()
+    assert text(table) == "epoch,step,loss,acc\n,0,0.5,1\n" + (
+        ",1,0.5,\n,2,0.25,\n" if step == 2 else ",1,0.5,0.125\n"
+    )
