@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from mnist_lightning.console import say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError
+from mnist_lightning.processes import is_first_process
 from mnist_lightning.run import Run, base_name, differences, run_and_file
 from mnist_lightning.settings import taken_by
 from mnist_lightning.training.checkpoints import STATE, check_model, model_name, read_checkpoint
@@ -72,6 +73,8 @@ def _settings_of(checkpoint: dict[str, Any], file: Path, root: Path, asked: dict
     own = Run(file.parent).config
     if own.exists() and file.resolve().parent.parent == root.resolve():
         return file_pairs(own)
+    if Run(file.parent).is_there() and file.resolve().parent.parent == root.resolve() and is_first_process():
+        say(f"{own} is not there: model and data are set as the checkpoint has them, the rest as by default or given")
     # A file from elsewhere: its model and data, as plain values; nothing that could name code.
     state, data = checkpoint[STATE], asked.get("data", MNISTDataModule)
     model = asked.get("model") or check_model(checkpoint, file)

@@ -41,9 +41,12 @@ def run_loggers(
     loggers = [asked] if isinstance(asked, Logger) else list(asked) if isinstance(asked, Iterable) else []
     if asked is not False and not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
         purge = state.get("step")  # steps count from 0, so it is the first that will be logged again
-        loggers.append(
-            TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
-        )
+        board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
+        try:
+            _ = board.experiment
+            loggers.append(board)
+        except OSError as error:
+            say(f"TensorBoard cannot write to {board.log_dir} ({error.strerror}): the training goes on without it")
     loggers.append(table)
     runs = _with_runs(loggers)
     known = state.get("loggers", {}) if file and file.resolve().parent == folder.resolve() else {}  # else: another run

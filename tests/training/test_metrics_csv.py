@@ -265,6 +265,4 @@ def test_no_half_row_is_left_when_the_disk_is_full(table, monkeypatch, names):
     monkeypatch.undo()
     assert text(table) == before
     table.save()
-    assert text(table) == "epoch,step,loss,acc\n,0,0.5,1\n" + (
-        ",1,0.5,\n,2,0.25,\n" if step == 2 else ",1,0.5,0.125\n"
-    )
+    assert text(table) == "epoch,step,loss,acc\n,0,0.5,1\n" + (",1,0.5,\n,2,0.25,\n" if step == 2 else ",1,0.5,0.125\n")
