@@ -126,7 +126,7 @@ class Run:
 
     def write_settings(self, text: str) -> None:
         """Writes config.yaml, with the time as when it was last trained: files' own times are lost when it travels."""
-        write_whole(f"# last trained {datetime.now(UTC).isoformat()}\n{text}", self.config)
+        write_whole(f"{text}# last trained {datetime.now(UTC).isoformat()}\n", self.config)
 
     def _read_job(self) -> dict[str, Any]:
         try:

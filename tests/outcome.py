@@ -31,6 +31,11 @@ def column(run: str, name: str) -> list[float]:
     return [float(row[name]) for row in rows(run) if row.get(name)]
 
 
+def settings_of(run: str) -> str:
+    """What config.yaml says, without the time."""
+    return (RUNS / run / "config.yaml").read_text().rpartition("# last trained ")[0]
+
+
 def outcome(run: str) -> dict[str, Any]:
     return json.loads((RUNS / run / "test.json").read_text())
 

@@ -132,7 +132,7 @@ def test_when_a_run_was_trained_is_noted_where_its_settings_are(tmp_path):
         Run(tmp_path / name).write_settings("# mnist digits\nseed: 0\n")
         os.utime(tmp_path / name / "config.yaml", (1, 1))
     assert Run.newest(tmp_path).name == "a"
-    assert (tmp_path / "a" / "config.yaml").read_text().endswith("\n# mnist digits\nseed: 0\n")
+    assert (tmp_path / "a" / "config.yaml").read_text().startswith("# mnist digits\nseed: 0\n# last trained ")
 
 
 def test_half_of_a_copied_run_is_a_run(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
-from outcome import RUNS, column, one_line, outcome, rows, same, weights
+from outcome import RUNS, column, one_line, outcome, rows, same, settings_of, weights
 
 import mnist_lightning
 from mnist_lightning.data.module import MNISTDataModule
@@ -112,17 +112,17 @@ def test_plain_fit_is_the_recipe_cnn(cli, tiny_mnist: Path, monkeypatch: pytest.
     monkeypatch.setattr("mnist_lightning.commands.start._computes_in_bf16", lambda accelerator: True)
     assert cli("fit", *data).status == 0
     assert cli("fit", "--config", "cnn", *data).status == 0
-    plain = (RUNS / "cnn" / "config.yaml").read_text()
-    assert plain == (RUNS / "cnn-2" / "config.yaml").read_text()
+    plain = settings_of("cnn")
+    assert plain == settings_of("cnn-2")
     monkeypatch.setattr("mnist_lightning.commands.start._computes_in_bf16", lambda accelerator: False)
     assert cli("fit", *data).status == 0
-    assert (RUNS / "cnn-3" / "config.yaml").read_text() == plain.replace("precision: bf16-mixed", "precision: null")
+    assert settings_of("cnn-3") == plain.replace("precision: bf16-mixed", "precision: null")
 
 
 def test_config_yaml_makes_the_same_run_again(fit, cli):
     fit("--model.dropout", "[0.5]", "--seed", 3, "--model.optimizer_args", "{betas: [0.8, 0.9]}")
     assert cli("fit", "--config", "checkpoints/mlp/config.yaml").status == 0
-    assert (RUNS / "mlp-2" / "config.yaml").read_text() == (RUNS / "mlp" / "config.yaml").read_text()
+    assert settings_of("mlp-2") == settings_of("mlp")
     assert same(RUNS / "mlp" / "last.ckpt", RUNS / "mlp-2" / "last.ckpt")
     settings = yaml.safe_load((RUNS / "mlp" / "config.yaml").read_text())
     assert settings["seed"] == 3
@@ -363,7 +363,7 @@ def test_a_run_of_that_name_is_there(fit, cli, tiny: list[str]):
     fit("--run", "a")
     result = cli("fit", *tiny, "--run", "a")
     assert result.status == 1
-    assert "is there already: continue it with --ckpt_path last, or choose another --run" in one_line(result)
+    assert "is there already: continue it with --run a --ckpt_path last, or choose another --run" in one_line(result)
 
 
 def test_what_lightning_refuses_in_the_middle_is_one_line(cli, tiny: list[str]):

@@ -79,7 +79,6 @@ def test_a_failure_at_any_point_leaves_a_good_checkpoint(tmp_path, monkeypatch, 
                 write_checkpoint(content(2), run.last, also=run.best, previous=run.previous)
             except UserError as error:
                 assert "No space left on device" in str(error)  # noqa: PT017
-                assert "then go on from the last good checkpoint with --ckpt_path last" in str(error)  # noqa: PT017
                 assert "\n" not in str(error)  # noqa: PT017
         assert read_checkpoint(run.checkpoint("last"))["global_step"] in (1, 2)
         assert not list(tmp_path.glob(".*"))

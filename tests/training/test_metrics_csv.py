@@ -13,7 +13,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_lightning.errors import UserError
 from mnist_lightning.training import metrics_csv
 from mnist_lightning.training.metrics_csv import MetricsCSV
 
