@@ -1,114 +1,223 @@
-"""What the runs came to, from the files of their folders alone: no torch is imported."""
+"""`report`: what a run came to, on a page and in the terminal; several runs side by side."""
 
-import csv
 import json
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from mnist_lightning.console import console, say
 from mnist_lightning.errors import BadSetting, UserError, nearest
 from mnist_lightning.processes import Signals
+from mnist_lightning.report import terminal
+from mnist_lightning.report.history import read_history
 from mnist_lightning.run import Run
-from mnist_lightning.words import pairs_of_words
 
-USAGE = """usage: python -m mnist_lightning report [--run NAME] [--trainer.default_root_dir FOLDER]
+if TYPE_CHECKING:
+    from mnist_lightning.report.build import Source
+    from mnist_lightning.report.summary import Report
 
-A table of all runs in FOLDER (checkpoints), or of the epochs of one.
+USAGE = """usage: python -m mnist_lightning report [RUN …] [--SETTING VALUE …]
+
+A page of one run (report/index.html in its folder, with its pictures as PNG), and its short form in the terminal:
+curves, accuracy, confusion matrix, calibration, the worst errors. RUN is a run's name or folder, or a checkpoint file;
+without one, a table of all runs and the page of the newest, or of the shipped weights if there is no run yet. Several
+are compared, with McNemar's test of their errors on the same images.
+
+  --run NAME                        the same as RUN
+  --ckpt_path best|last             which checkpoint of the run (best)
+  --image N                         the test image that is looked at more closely, counted from 0 (the worst error)
+  --output DIR                      where page and pictures go
+  --data.root DIR, --data.…         where the images are now, if not where the training found them
+  --trainer.default_root_dir DIR    where the runs are (checkpoints)
+  --table                           only the table of all runs, or of the epochs of one: reads no image
+  --json                            for programs: the numbers, and nothing else, on standard output
 """
-DAMAGED = (AttributeError, LookupError, TypeError, ValueError, csv.Error)  # what such a file comes to
-# Columns of the table, in this order, and how they are written
-SHOWN = {"images": ",.0f", "lr": ".3g"}
-for split in ("train", "val", "test"):
-    SHOWN |= {f"{split}_acc": ".2%", f"{split}_loss": ".4f"}
+SWITCHES = ("json", "table", "debug", "help")
+FLAGS = ("run", "ckpt_path", "image", "output", "trainer.default_root_dir", "data")
+SHIPPED = "pretrained"
 
 
 def command(name: str, words: list[str], signals: Signals) -> None:
-    """A table of all runs, or of the epochs of one."""
-    asked = dict(pairs_of_words(words))
+    """Shows one run, or compares several."""
+    named, asked = _split(words)
     if "help" in asked:
         print(USAGE, end="")
         return
-    for name in asked.keys() - {"run", "trainer.default_root_dir", "debug"}:
-        raise BadSetting(f"there is no flag --{name}; {nearest(name, ['--run', '--trainer.default_root_dir'])}")
     root = Path(asked.get("trainer.default_root_dir", "checkpoints"))
-    if "run" not in asked:
-        Run.newest(root)  # says so if there is none
-        return _all_runs(root)
-    run = Run.named(root, asked["run"])
+    named += [asked["run"]] if "run" in asked else []
+    quiet = console.stderr
+    console.stderr = quiet or "json" in asked  # what is said besides is not for the program that reads
     try:
-        _one_run(run)
-    except DAMAGED as error:
-        raise UserError(f"{run}: metrics.csv or test.json is damaged") from error
+        _tables(root, named, asked) if "table" in asked else _reports(root, named, asked)
+    finally:
+        console.stderr = quiet
 
 
-def _all_runs(root: Path) -> None:
-    table = Table("run", "epochs", "validation", "test", "images of")
-    for run in Run.all(root):
-        try:
-            table.add_row(escape(run.name), *_summary(run))
-        except DAMAGED:
-            table.add_row(escape(run.name), "", "", "", "[red]metrics.csv or test.json is damaged[/]")
-    console.print(table)
+def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The names of runs, and the value of each flag."""
+    named: list[str] = []
+    asked: dict[str, str] = {}
+    left = iter(words)
+    for word in left:
+        flag, equals, value = word.removeprefix("--").partition("=")
+        if word == "-h" or (word.startswith("--") and flag in SWITCHES and not equals):
+            asked["help" if word == "-h" else flag] = ""
+        elif not word.startswith("-") or word == "-":
+            named.append(word)
+        elif word.startswith("--") and (flag in FLAGS or flag.startswith("data.")):
+            value = value if equals else next(left, "--")
+            if value.startswith("--") and not equals:
+                raise BadSetting(f"--{flag} takes a value; see --help")
+            asked[flag] = value
+        else:
+            raise BadSetting(f"there is no flag {word}; {nearest(flag, [f'--{one}' for one in (*FLAGS, *SWITCHES)])}")
+    return named, asked
 
 
-def _summary(run: Run) -> list[str]:
-    epochs, result = _epochs(run.table), _result(run.result)
-    validated = [float(row["val_acc"]) for row in epochs.values() if row.get("val_acc")]
-    source = str(result.get("source", ""))
-    return [
-        str(max(epochs, default=0)),
-        f"{max(validated):.2%}" if validated else "",
-        f"{result['accuracy']:.2%}" if "accuracy" in result else "",
-        "[red]synthetic, not MNIST[/]" if source == "synthetic" else escape(source),
-    ]
+# ---------------------------------------------------------------------- tables alone, without torch
 
 
-def _one_run(run: Run) -> None:
-    """Loss and accuracy of its epochs, and whatever else was logged."""
-    epochs, result = _epochs(run.table), _result(run.result)
-    there = {name for row in epochs.values() for name in row}
-    columns = [*(name for name in SHOWN if name in there), *sorted(there - SHOWN.keys())]
-    table = Table("epoch", *columns, title=escape(str(run)))
-    for epoch, row in epochs.items():
-        table.add_row(str(epoch), *(_cell(row.get(name, ""), SHOWN.get(name, ".4g")) for name in columns))
-    console.print(table)
-    if "accuracy" in result:
-        images = f"{result['images']} images" if "images" in result else "the images"
-        say(f"test: {result['accuracy']:.2%} of {images} of {result['source']}")
+def _tables(root: Path, named: list[str], asked: dict[str, str]) -> None:
+    runs = [_run(root, name) for name in named] or Run.all(root) or [Run.newest(root)]  # which says that there is none
+    histories = [read_history(run) for run in runs]
+    if "json" in asked:
+        rows = [{"run": one.name, "epochs": one.epochs, "test": one.result, "notes": one.notes} for one in histories]
+        print(json.dumps(rows, indent=2))
+    elif named:
+        for history in histories:
+            terminal.epochs(history)
+            terminal.curve(history)
+    else:
+        terminal.all_runs(histories)
 
 
-def _cell(value: str, form: str) -> str:
+def _run(root: Path, name: str) -> Run:
+    """The run of that name or in that folder."""
+    folder = Path(name)
+    if Path(name).name == name and (root / name / "config.yaml").exists():
+        return Run.named(root, name)
+    if folder.is_dir() and (folder / "config.yaml").exists():
+        return Run(folder)
+    if folder.is_dir() and any(folder.glob("*/config.yaml")):
+        raise BadSetting(f"{name} is a folder of runs, no run: give --trainer.default_root_dir {name}")
+    return Run.named(root, name)  # says which there are
+
+
+# ---------------------------------------------------------------------- pages
+
+
+def _reports(root: Path, named: list[str], asked: dict[str, str]) -> None:
+    if not named and "json" not in asked and (runs := Run.all(root)):
+        terminal.all_runs([read_history(run) for run in runs])
+    for name in named:  # a mistake is said before torch is imported
+        if not _is_file(name) and name != SHIPPED:
+            _run(root, name)
+    image = _whole(asked["image"]) if "image" in asked else None
+    if asked.get("ckpt_path", "best") not in ("best", "last"):
+        named, which = [*named, asked["ckpt_path"]], None
+    else:
+        which = asked.get("ckpt_path")
+
+    from mnist_lightning.report.build import build  # with it comes torch
+
+    settings = [(flag, value) for flag, value in asked.items() if flag.partition(".")[0] == "data"]
+    reports = []
+    for source in _sources(root, named):
+        if "json" not in asked and len(named) < 2:
+            history = source.history()
+            if history.epochs:
+                terminal.epochs(history)
+            terminal.curve(history)
+        reports.append(build(source, settings, which, image))
+    output = Path(asked["output"]) if "output" in asked else None
+    if len(reports) == 1:
+        _one(reports[0], output, "json" in asked)
+    else:
+        _several(reports, output, root, "json" in asked)
+
+
+def _whole(text: str) -> int:
     try:
-        return f"{float(value):{form}}"
-    except ValueError:
-        return escape(value)  # a callback's own text
+        return int(text)
+    except ValueError as error:
+        raise BadSetting(f"--image: {text!r} is no whole number") from error
 
 
-def _epochs(table: Path) -> dict[int, dict[str, str]]:
-    """What each epoch, counted from 1, came to: the last value of each column but for those of single steps.
-
-    Rows can have any columns; one without an epoch is of that of the row before.
-    """
-    epochs: dict[int, dict[str, str]] = {}
-    epoch = 1
-    with suppress(FileNotFoundError), table.open(newline="") as file:  # killed before its first row
-        for row in csv.DictReader(file):
-            with suppress(KeyError, TypeError, ValueError):
-                epoch = int(float(row["epoch"])) + 1  # Lightning counts from 0
-            kept = {name: value for name, value in row.items() if name and value and not name.endswith("_step")}
-            epochs.setdefault(epoch, {}).update(kept)
-    for row in epochs.values():
-        for name in ("epoch", "step"):
-            row.pop(name, None)
-    return {epoch: row for epoch, row in epochs.items() if row.keys() - {"images", "lr"}}  # none of one just begun
+def _is_file(name: str) -> bool:
+    return Path(name).is_file() or Path(name).suffix in (".ckpt", ".onnx")
 
 
-def _result(file: Path) -> dict[str, Any]:
+def _sources(root: Path, named: list[str]) -> "list[Source]":
+    """Where each report comes from; their names are not the same."""
+    from mnist_lightning.predictor import pretrained
+    from mnist_lightning.report.build import Source
+
+    if not named and not Run.all(root) and not pretrained().exists():
+        Run.newest(root)  # says that there is none
+    sources = []
+    for name in named or ([Run.newest(root).folder.name] if Run.all(root) else [SHIPPED]):
+        if _is_file(name):
+            file, run = Path(name), Run(Path(name).parent)
+            folder = file.parent / "report"
+            sources.append(Source(file.stem, folder, run if run.config.exists() else None, file))
+        elif name == SHIPPED and not (root / name / "config.yaml").exists():
+            sources.append(Source("the shipped weights", root / SHIPPED / "report"))
+        else:
+            run = _run(root, name)
+            sources.append(Source(run.folder.resolve().name, run.folder / "report", run))
+    names = [source.name for source in sources]
+    for source, name in zip(sources, named, strict=False):
+        if names.count(source.name) > 1:
+            source.name = name
+    return sources
+
+
+def _one(report: "Report", output: Path | None, as_json: bool) -> None:
+    from mnist_lightning.report import build, page, summary
+
+    found = summary.numbers(report)
+    if not as_json:
+        terminal.measured(found)
+        for note in report.notes:
+            say(f"Note: {note}")
+    place = output or report.folder or Path("report")
+    _write(page.page_of(report, found), build.pictures(report), place, found, as_json, output is not None)
+
+
+def _several(reports: "list[Report]", output: Path | None, root: Path, as_json: bool) -> None:
+    from mnist_lightning import figures
+    from mnist_lightning.report import comparison, summary
+
+    found = summary.compared(reports)
+    if not as_json:
+        terminal.compared(found)
+        for note in [*found["notes"], *(f"{report.name}: {note}" for report in reports for note in report.notes)]:
+            say(f"Note: {note}")
+    histories = [report.history for report in reports if report.history.curves]
+    drawn = {
+        f"{measure}-{over}": figures.curve(*histories, measure=measure, over=over)
+        for measure in ("accuracy", "loss")
+        for over in ("epochs", "examples")
+        if histories
+    }
+    page = comparison.page_of(reports, found)
+    _write(page, drawn, output or root / "report", found, as_json, output is not None)
+
+
+def _write(page: str, drawn: dict[str, Any], place: Path, found: Any, as_json: bool, asked_for: bool) -> None:
+    """Page and pictures; a folder that cannot be written to withholds no result."""
+    from mnist_lightning.report.build import write
+
+    problem = None
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}  # not tested yet
+        found["page"] = str(write(page, drawn, place))
+    except UserError as error:
+        found["page"], problem = None, error
+    if as_json:
+        print(json.dumps(found, indent=2, allow_nan=False))
+    if problem is None:
+        say(f"Page and pictures: {found['page']}")
+    elif asked_for:
+        raise problem
+    else:
+        say(f"Note: no page: {problem}; --output DIR puts it elsewhere")
