@@ -63,7 +63,7 @@ def curve(
     A run is its folder's path. Of one run it shows training and validation, and where it was resumed.
     """
     histories = [run if isinstance(run, History) else read_history(Run(Path(run))) for run in runs]
-    figure, axes = _figure(4.8, 3.3)
+    figure, axes = _figure(4.2, 3.0)
     for number, history in enumerate(histories):
         for split, line in (("train", "--"), ("val", "-"), ("test", ":")):
             points = _on_axis(history.curves.get(f"{split}_{MEASURES[measure]}", []), over)
@@ -223,7 +223,7 @@ def _matrix_figure(matrix: Any, names: list[str]) -> Figure:
 
 def reliability(labels: Numbers, probabilities: Numbers, bins: int = measures.BINS) -> Figure:
     """The reliability diagram: accuracy of the images of each bin of confidence, against their mean confidence."""
-    figure, axes = _figure(4.8, 3.3)
+    figure, axes = _figure(4.2, 3.0)
     found = measures.reliability_bins(_labels(labels), _rows(probabilities), bins)
     most = max((one.images for one in found), default=1)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="as sure as right")
@@ -239,7 +239,7 @@ def reliability(labels: Numbers, probabilities: Numbers, bins: int = measures.BI
 
 def coverage(labels: Numbers, probabilities: Numbers) -> Figure:
     """Accuracy against the share of images answered, the surest first."""
-    figure, axes = _figure(4.8, 3.3)
+    figure, axes = _figure(4.2, 3.0)
     answered, accuracy, _ = measures.coverage_curve(_labels(labels), _rows(probabilities))
     axes.plot(answered, accuracy, color=SERIES[0], linewidth=1.6, marker="o" if len(answered) == 1 else "")
     _shares(axes, "share of the images answered, the surest first", "accuracy of the answers")
@@ -252,7 +252,7 @@ def probabilities(image: Numbers, row: Numbers, names: Sequence[str] | None = No
     row = torch.as_tensor(row).float()
     figure = Picture(figsize=(5.2, max(2.4, 0.2 * len(row))), facecolor=PAPER, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
-    left.imshow(_images(image)[0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    left.imshow(_images(image)[0].numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     left.set_axis_off()
     colors = [SERIES[2] if k == true else SERIES[1] if k == int(row.argmax()) else MUTED for k in range(len(row))]
     right.barh(range(len(row)), row.tolist(), color=colors)

@@ -146,7 +146,7 @@ def confusion(told: Found) -> str:
     caption = "Rows: true label; columns: predicted. Right ones are bold; an error is the darker, the larger its share "
     text = f"""<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">
 <table class="confusion" style="{sizes}"><caption>{caption}of its row. Empty: none.</caption>
-<thead><tr><th scope="col">true \\ predicted</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>"""
+<thead><tr><td class="corner">true \\ predicted</td>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>"""
     pairs = [[pair["true"], pair["read"], f"{pair['images']:,}"] for pair in told["most_confused"]]
     return text + (table("Taken for another most often", ["true", "read as", "images"], pairs) if pairs else "")
 
@@ -282,7 +282,7 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], k
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
+    return "–" if share is None else f"{100 * share:.{digits}f}\u00a0%"
 
 
 def short(text: str) -> str:

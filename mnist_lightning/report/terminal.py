@@ -15,7 +15,8 @@ from mnist_lightning.report.history import MEASURES, History
 SHOWN = {"images": ",.0f", "lr": ".3g"}
 for split in ("train", "val", "test"):
     SHOWN |= {f"{split}_acc": ".2%", f"{split}_loss": ".4f"}
-DROPPED_FIRST = ("lr", "images")  # where the terminal is narrow, after the columns that others logged
+# Where the terminal is narrow, after the columns that others logged
+DROPPED_FIRST = ("lr", "images", "train_loss", "test_loss", "val_loss", "train_acc", "test_acc")
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # dots of a character: four rows of two
 STYLES = {"train": "blue", "val": "dark_orange3", "test": "green"}
 PLOT = (100, 12)  # characters across, at most, and down
@@ -48,7 +49,7 @@ def epochs(history: History) -> None:
     }
     wide = {name: 3 + max(map(len, [name, *cells[name]])) for name in names}
     left_out = []
-    for name in [*sorted(there - SHOWN.keys(), reverse=True), *DROPPED_FIRST, "train_loss", "test_loss", "val_loss"]:
+    for name in [*sorted(there - SHOWN.keys(), reverse=True), *DROPPED_FIRST]:
         if sum(wide[one] for one in names) + 9 > console.width and name in names:
             names.remove(name)
             left_out.append(name)
