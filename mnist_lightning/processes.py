@@ -133,14 +133,6 @@ def restarted_by() -> Literal["slurm", "torchrun"] | None:
     return "torchrun" if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none" else None
 
 
-def torchruns_processes() -> dict[str, int]:
-    """How many there are, in the words of Lightning's Trainer; nothing where torchrun has not started them."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return {}
-    everywhere, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    return {"devices": here, "num_nodes": everywhere // here}
-
-
 def requeue_slurm_job() -> str:
     """Asks Slurm to run this job again, as Lightning does on SIGUSR1; says what came of it."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID")

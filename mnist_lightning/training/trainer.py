@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from mnist_lightning.errors import BadSetting, first_line
-from mnist_lightning.processes import Signals, keep_freed_memory, torchruns_processes
+from mnist_lightning.launchers import as_launched
+from mnist_lightning.processes import Signals, keep_freed_memory
 from mnist_lightning.training.checkpoints import DurableCheckpointIO
 from mnist_lightning.training.progress import NetworkSummary, RunProgress
 
@@ -93,15 +94,14 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
         callbacks.append(FewThreads())
     else:
         settings["enable_checkpointing"] = False
-    if settings.get("devices", "auto") == "auto":  # of CPUs Lightning would take one
-        settings |= torchruns_processes()
-        if hasattr(sys, "ps1"):  # a notebook or a prompt, see _refuse_to_start_others
-            settings["devices"] = 1
+    settings = as_launched(settings | {"plugins": [DurableCheckpointIO()]})
+    if hasattr(sys, "ps1") and settings.get("devices", "auto") == "auto":
+        settings["devices"] = 1  # a notebook or a prompt, see _refuse_to_start_others
     strategy = str(settings.get("strategy"))
     if any(way in strategy for way in ("spawn", "fork", "notebook")):
         raise BadSetting(f"--trainer.strategy {strategy} is for notebooks: use ddp, which starts whole processes")
     try:
-        trainer = Trainer(**settings, callbacks=callbacks, plugins=[DurableCheckpointIO()])
+        trainer = Trainer(**settings, callbacks=callbacks)
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         if "interactive" in str(error):
             raise BadSetting(NO_OTHERS) from error
