@@ -14,7 +14,7 @@ COMMANDS = {
     "fit": "mnist_lightning.commands.fit:command",
     "validate": "mnist_lightning.commands.evaluate:command",
     "test": "mnist_lightning.commands.evaluate:command",
-    "predict": "mnist_lightning.commands.evaluate:command",
+    "predict": "mnist_lightning.commands.predict:command",
     "report": "mnist_lightning.commands.report:command",
     "serve": "mnist_lightning.commands.serve:command",
     "convert": "mnist_lightning.commands.convert:command",

@@ -15,12 +15,14 @@ from rich.table import Table
 from torch import Tensor
 
 from mnist_lightning import __version__
+from mnist_lightning.commands.average import average, parted
 from mnist_lightning.console import console, say
 from mnist_lightning.data.loader import TensorLoader
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError, first_line
 from mnist_lightning.files import write_whole
 from mnist_lightning.models import MODELS
+from mnist_lightning.predictor import PRETRAINED, Predictor, pretrained
 from mnist_lightning.processes import Signals
 from mnist_lightning.run import Run, base_name, run_and_file
 from mnist_lightning.settings import parsed, taken_by
@@ -32,21 +34,32 @@ WHERE = ("run", "ckpt_path", "trainer.default_root_dir")  # what a --config says
 
 
 def command(stage: str, words: list[str], signals: Signals) -> None:
-    """Evaluates a checkpoint, by default the best of the newest run."""
+    """Evaluates a checkpoint, by default the best of the newest run; of several the mean of their probabilities."""
+    members, words = parted(words)
+    if len(members) > 1:
+        return average(stage, members, words)
     pairs = pairs_of_words(words)
     pairs = [pair for pair in with_files(pairs) if pair[0] in WHERE] + pairs
     asked = merged(pairs)
     if "help" in asked:
         parsed(stage, asked)
     recipe = next((file for name, file in pairs if name == "config"), None)
-    run, file = run_and_file(*root_and_name(asked), base_name(recipe, None), asked.get("ckpt_path"))
+    run, file = meant(stage, *root_and_name(asked), base_name(recipe, None), asked.get("ckpt_path"))
     checkpoint = read_weights(file)
     config = parsed(stage, merged(_of_training(checkpoint, run) + pairs))
     model = config.model.make() if "model" in config else model_of(checkpoint, file)
     trainer = make_trainer(config.trainer.arguments(), [SignalsAgain(signals)])
     result = run_stage(trainer, model, config.data.make(), file, stage)
     if trainer.is_global_zero:
-        tell(result, run.folder if run else file.parent)
+        tell(result, run.folder if run else Path() if file == pretrained() else file.parent)
+
+
+def meant(stage: str, root: Path, name: str | None, base: str | None, ckpt_path: Any) -> tuple[Run | None, Path]:
+    """The run and the checkpoint; the shipped weights where they are named, and to predict where there is no run."""
+    if ckpt_path == PRETRAINED or (stage == "predict" and not (ckpt_path or name or Run.all(root))):
+        say(f"with {Predictor().origin}")
+        return None, pretrained()
+    return run_and_file(root, name, base, ckpt_path)
 
 
 def _of_training(checkpoint: dict[str, Any], run: Run | None) -> Pairs:
@@ -59,7 +72,7 @@ def _of_training(checkpoint: dict[str, Any], run: Run | None) -> Pairs:
         pairs.append(("trainer.precision", state["precision"]))
     if ours:
         known = {"source": ours["source"], "normalize": [ours["mean"], ours["std"]]}
-        known = checkpoint["datamodule_hyper_parameters"] | known
+        known = checkpoint.get("datamodule_hyper_parameters", {}) | known
         taken = taken_by("data", MNISTDataModule)  # an earlier version had others besides
         pairs += [(f"data.{name}", value) for name, value in known.items() if f"data.{name}" in taken]
     return pairs
@@ -71,7 +84,7 @@ def run_stage(trainer: Trainer, model: Any, data: Any, file: Path, stage: str) -
     load_weights(model, checkpoint, file)
     ours = isinstance(data, MNISTDataModule)
     if stage == "validate" and ours and "MNISTDataModule" in checkpoint:
-        held_out = checkpoint["datamodule_hyper_parameters"]["val_size"]
+        held_out = checkpoint.get("datamodule_hyper_parameters", {}).get("val_size")
         if not held_out:
             raise UserError(f"{file} was trained on all training images: there are none to validate on; use test")
         if data.hparams["val_size"] != held_out:
@@ -150,8 +163,8 @@ def tell(result: dict[str, Any], place: Path) -> None:
             table.add_row(escape(name), f"{value:.4f}")
     source = result["source"]
     table.add_row("images of", "[bold red]SYNTHETIC digits, not MNIST[/]" if source == "synthetic" else escape(source))
-    moment = f"epoch {result['epoch']}" if result["epoch"] else f"step {result['step']}"
-    table.add_row("checkpoint", escape(f"{result['checkpoint']}  ({moment})"))
+    moments = [f"  ({name} {result[name]})" for name in ("epoch", "step") if result[name]]
+    table.add_row("checkpoint", escape("".join([result["checkpoint"], *moments[:1]])))
     table.add_row("run folder", escape(str(place)))
     console.print(table)
     kept = {key: value for key, value in result.items() if key != "split"}

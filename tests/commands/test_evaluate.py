@@ -2,15 +2,17 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from outcome import RUNS, column, one_line, outcome
+from samples import trained
 
-from mnist_lightning import MLP, MNISTDataModule, load_model
-from mnist_lightning.training.checkpoints import read_checkpoint
+from mnist_lightning import CNN, MLP, MNISTDataModule, Predictor, load_model
+from mnist_lightning.training.checkpoints import read_checkpoint, write_checkpoint
 
 
 def test_commands_after_fit(fit, cli):
@@ -157,3 +159,49 @@ def test_wrong_words(fit, cli):
     result = cli("test", "--model.hidden", "[3]")
     told = "there is no group of flags --model; there are --data, --trainer"
     assert (result.status, one_line(result)) == (2, told)
+
+
+# ---------------------------------------------------------------------- the shipped weights; several checkpoints
+
+
+def test_predict_where_there_is_no_run(cli, tiny_mnist: Path):
+    result = cli("predict", "--data.root", tiny_mnist)
+    assert (result.status, result.out.startswith("with the shipped weights (")) == (0, True)
+    assert len(Path("predictions.csv").read_text().splitlines()) == 101
+
+
+def test_the_shipped_weights_are_tested(cli, tiny_mnist: Path):
+    assert cli("test", "--ckpt_path", "pretrained", "--data.root", tiny_mnist).status == 0
+    assert json.loads(Path("test.json").read_text())["images"] == 100
+
+
+def test_several_are_averaged(fit, cli, tiny_digits):
+    fit("--run", "a")
+    fit("--run", "b", "--model.hidden", "[12]", "--data.normalize", "[0.3, 0.2]")
+    result = cli("test", "--ckpt_path", "a", "checkpoints/b/best.ckpt", "pretrained")
+    assert (result.status, result.err) == (0, "")
+    images, labels = tiny_digits[1]
+    members = [Predictor("checkpoints/a"), Predictor("b"), Predictor()]
+    rows = [member(images) for member in members]
+    right = [int((row.argmax(1) == labels).sum()) for row in [*rows, torch.stack(rows).mean(0)]]
+    told = [int(count) for count in re.findall(r"% +\((\d+)\)", result.out)]
+    assert told == right
+    for member in members:
+        assert member.origin in result.out
+    assert "100 test images of mnist" in result.out
+
+
+def test_what_cannot_be_averaged(fit, cli):
+    fit("--run", "a")
+    checkpoint = trained()
+    checkpoint["hyper_parameters"]["classes"] = 4
+    checkpoint["state_dict"] = dict(CNN(channels=[4], hidden=[16], classes=4).state_dict())
+    write_checkpoint(checkpoint, Path("four.ckpt"))
+    result = cli("test", "--ckpt_path", "a", "four.ckpt")
+    told = "four.ckpt has 4 classes (0, 1, 2, …): average networks of the same classes"
+    assert (result.status, told in one_line(result)) == (1, True)
+    assert "there is no run 'nope'" in one_line(cli("test", "--ckpt_path", "a", "nope"))
+    result = cli("validate", "--ckpt_path", "a", "a")
+    assert (result.status, one_line(result)) == (2, "--ckpt_path: validate takes one checkpoint; test averages several")
+    result = cli("test", "--ckpt_path", "a", "a", "--run", "a")
+    assert (result.status, one_line(result)) == (2, "--run goes with one checkpoint: --ckpt_path names 2")
