@@ -228,7 +228,9 @@ def base_name(config: str | None, model: str | None) -> str | None:
     return model.rpartition(".")[2].lower() if model else None
 
 
-def differences(checkpoint: dict[str, Any], model: Any, data: Any, trainer: Any) -> list[str]:
+def differences(
+    checkpoint: dict[str, Any], model: Any, data: Any, trainer: Any, freeze: list[str] | None = None
+) -> list[str]:
     """What a resumed training would do otherwise than the one that wrote the checkpoint, in the words of the flags.
 
     Not compared is what changes no result: root, source and files of the data, of which the images are compared.
@@ -245,6 +247,7 @@ def differences(checkpoint: dict[str, Any], model: Any, data: Any, trainer: Any)
     compared = [(f"model.{name}", old_model.get(name), new) for name, new in sorted(model.hparams.items())]
     compared += [(f"data.{name}", old_data.get(name), data.hparams.get(name)) for name in names]
     compared += [("trainer.precision", state["precision"], str(trainer.precision))]
+    compared += [("freeze", state.get("freeze") or [], freeze or [])]
     if not any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
         compared += [("trainer.accumulate_grad_batches", state["accumulate"], trainer.accumulate_grad_batches)]
     found = [f"--{flag} was {old}, is {new}" for flag, old, new in compared if _lists(plain(old)) != _lists(plain(new))]

@@ -156,8 +156,10 @@ def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
         add("--ckpt_path", type=str | None, default=None, help="last, best, or a checkpoint file.")
     add("--debug", type=bool, default=False, help="Show the traceback of an error.")
     if command == "fit":
-        weights = "A checkpoint whose weights a new training starts from; layers of another shape start fresh."
+        weights = "A run or checkpoint whose weights a new training starts from; layers of another shape are fresh."
         add("--init_from", type=str | None, default=None, help=weights)
+        frozen = "Layers or parameters that are not trained, several names or patterns, e.g. 'net.0*'."
+        add("--freeze", type=list[str] | str | None, default=None, help=frozen)
         add("--seed", type=int, default=0, help="Seed of weights, order and dropout.")
         seconds = "Write last.ckpt this often inside an epoch; it is written at each epoch's end anyway."
         add("--checkpoint.every_n_seconds", type=float | None, default=30.0, help=seconds)
@@ -272,7 +274,7 @@ def as_yaml(config: Any) -> tuple[str, list[str]]:
     import yaml
 
     lost: list[str] = []
-    of_the_run = {name: value for name, value in vars(config).items() if name in (*GROUPS, "seed")}
+    of_the_run = {name: value for name, value in vars(config).items() if name in (*GROUPS, "seed", "freeze")}
     return yaml.safe_dump(_plain(of_the_run, lost), sort_keys=False), lost
 
 

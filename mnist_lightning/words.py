@@ -13,12 +13,15 @@ Pairs = list[tuple[str, Any]]
 
 
 def pairs_of_words(words: Iterable[str]) -> Pairs:
-    """`--name value` or `--name=value` each; values stay strings. `--debug` and `--help` take none."""
+    """`--name value` or `--name=value` each; values stay strings. `--debug` and `--help` take none; `--freeze` many."""
     pairs: Pairs = []
     left = iter(words)
     for word in left:
         if word in ("-h", "--help", "--debug"):
             pairs.append(("debug" if word == "--debug" else "help", True))
+            continue
+        if not word.startswith("--") and pairs and pairs[-1][0] == "freeze":
+            pairs[-1] = ("freeze", [*several(pairs[-1][1]), word])
             continue
         if not word.startswith("--"):
             raise BadSetting(f"there is a word too many: {word!r}; a setting is written --name value")

@@ -17,7 +17,7 @@ from rich.panel import Panel
 
 from mnist_lightning.commands import session
 from mnist_lightning.commands.evaluate import run_stage, tell
-from mnist_lightning.commands.start import Start, check_resumable, find_start
+from mnist_lightning.commands.start import Start, check_resumable, find_start, weights_file
 from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError, first_line, of_another_process
@@ -26,6 +26,7 @@ from mnist_lightning.processes import Interrupted, Signals, is_first_process, re
 from mnist_lightning.run import Run
 from mnist_lightning.settings import as_yaml, parsed, several, yaml_value
 from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
+from mnist_lightning.training.freeze import FrozenStatistics, freeze
 from mnist_lightning.training.keeper import RunKeeper
 from mnist_lightning.training.loggers import run_loggers, tell_result
 from mnist_lightning.training.sessions import Sessions
@@ -77,11 +78,13 @@ def train(pairs: Pairs, signals: Signals) -> Result:
         asked["callbacks"] = _without_finders(asked["callbacks"], config, start.checkpoint)
     data, model = config.data.make(), config.model.make()  # what is wrong with them is said before a download
     loggers, trial = asked["logger"], bool(asked["fast_dev_run"])
-    keeper = RunKeeper(start.run or Run(start.root / start.name), signals, **vars(config.checkpoint), seed=config.seed)
-    ours = [SignalsAgain(signals)] if trial else [SignalsAgain(signals), keeper, Sessions(keeper)]
-    trainer = make_trainer(asked | {"logger": False}, ours, fit=True)
+    patterns = several(config.freeze)
+    run = start.run or Run(start.root / start.name)
+    keeper = RunKeeper(run, signals, **vars(config.checkpoint), seed=config.seed, freeze=patterns)
+    ours = [SignalsAgain(signals), *([FrozenStatistics(patterns)] if patterns else [])]
+    trainer = make_trainer(asked | {"logger": False}, ours + ([] if trial else [keeper, Sessions(keeper)]), fit=True)
     if start.file:
-        check_resumable(start, model, data, trainer)
+        check_resumable(start, model, data, trainer, patterns)
     if isinstance(data, MNISTDataModule):
         data.prepare_data()
         data.setup("fit")
@@ -90,7 +93,11 @@ def train(pairs: Pairs, signals: Signals) -> Result:
             seed_everything(config.seed, verbose=False)
             model = config.model.make()
     if config.init_from and not start.file:
-        _start_from_weights(model, Path(config.init_from))
+        _start_from_weights(model, weights_file(start.root, config.init_from))
+    if patterns:
+        frozen = freeze(model, patterns)
+        if is_first_process():
+            say(f"Frozen are {', '.join(frozen)}")
     if trial:  # a few batches of everything, which leave nothing
         _fit(trainer, model, data, start)
         metrics = _metrics(trainer)

@@ -79,11 +79,23 @@ def _settings_of(checkpoint: dict[str, Any], file: Path, root: Path, asked: dict
     state, data = checkpoint[STATE], asked.get("data", MNISTDataModule)
     model = asked.get("model") or check_model(checkpoint, file)
     values = {"trainer.precision": state["precision"], "trainer.accumulate_grad_batches": state["accumulate"]}
+    values["freeze"] = state.get("freeze") or None
     for group, kind, entry in (("model", model, "hyper_parameters"), ("data", data, "datamodule_hyper_parameters")):
         known, taken = checkpoint.get(entry, {}), taken_by(group, kind)
         values[group] = kind
         values |= {f"{group}.{name}": value for name, value in known.items() if f"{group}.{name}" in taken}
     return list(values.items())
+
+
+def weights_file(root: Path, named: str) -> Path:
+    """The file that `--init_from` means: a checkpoint, or of a run or its folder the best."""
+    if Path(named).is_file():
+        return Path(named)
+    run = Run(Path(named)) if Run(Path(named)).is_there() else Run(root / named)
+    if not run.is_there():
+        there = ", ".join(other.name for other in Run.all(root)) or "none"
+        raise UserError(f"--init_from {named} is no file and no run; there are these runs in {root}: {there}")
+    return run.checkpoint("best" if run.best.exists() else "last")
 
 
 def _computes_in_bf16(accelerator: str | None) -> bool:
@@ -94,7 +106,7 @@ def _computes_in_bf16(accelerator: str | None) -> bool:
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
-def check_resumable(start: Start, model: Any, data: Any, trainer: Trainer) -> None:
+def check_resumable(start: Start, model: Any, data: Any, trainer: Trainer, freeze: list[str]) -> None:
     """Refuses to go on otherwise than the training did that wrote the checkpoint."""
     assert start.checkpoint is not None
     file, state, name = start.file, start.checkpoint[STATE], model_name(model)
@@ -103,7 +115,7 @@ def check_resumable(start: Start, model: Any, data: Any, trainer: Trainer) -> No
             f"{file} holds a {state['model']}, this is a {name}: give the recipe that it was trained with, or start a "
             "new run without --ckpt_path"
         )
-    if found := differences(start.checkpoint, model, data, trainer):
+    if found := differences(start.checkpoint, model, data, trainer, freeze):
         raise UserError(
             f"{file} was trained otherwise ({'; '.join(found)}): give the same, or start a new run without --ckpt_path"
         )

@@ -111,7 +111,8 @@ class DigitClassifier(LightningModule):
         # under mixed precision a fused optimizer unscales the gradients itself, too late to clip them
         clips_scaled = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
         fused = self.device.type in ("cpu", "cuda") and not clips_scaled
-        optimizer = optimizer_of(self.parameters(), self.hparams, fused)
+        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        optimizer = optimizer_of(trained, self.hparams, fused)
         if not self.hparams["scheduler"]:
             return optimizer
         one_cycle = self.hparams["scheduler"] == "OneCycleLR"

@@ -1,6 +1,7 @@
 """RunKeeper: saves at the right moments, stops when asked to, and puts a resumed run exactly where it was."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ class RunKeeper(Checkpoint):
         every_n_seconds: float | None = 30.0,
         every_n_steps: int | None = None,
         seed: int = 0,
+        freeze: Iterable[str] = (),
     ) -> None:
         self.run = run
+        self.freeze = list(freeze)  # patterns; part of what is trained
         self.seed = seed  # what is random in a batch and its step is a function of it
         self.signals = signals
         self.every_n_seconds = every_n_seconds
@@ -232,6 +235,7 @@ class RunKeeper(Checkpoint):
             "accumulate": trainer.accumulate_grad_batches,
             "scheduled_steps": self._scheduled_steps(trainer),
             "seed": self.seed,
+            "freeze": self.freeze,
             "clip": _clipping(trainer),
             "loaders": loop_state.loader_states(trainer),
             "metrics": {"ranks": sums},
