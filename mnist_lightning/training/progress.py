@@ -1,10 +1,12 @@
 """What is seen of a training: a bar in a terminal, one line an epoch everywhere."""
 
+import io
 import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichModelSummary
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -38,9 +40,10 @@ class NotebookBar(Progress):
     def refresh(self) -> None:
         from IPython.display import display
 
-        with self.console.capture() as text:
-            self.console.print(self.get_renderable(), no_wrap=True)
-        line = {"text/plain": text.get().strip()}
+        # without colours: of the bar's two greys both look full
+        plain = Console(file=io.StringIO(), width=120, color_system=None, force_jupyter=False)
+        plain.print(self.get_renderable())
+        line = {"text/plain": plain.file.getvalue().strip()}
         if self._output is None:
             self._output = display(line, raw=True, display_id=True)
         else:
@@ -98,6 +101,8 @@ class RunProgress(Callback):
         row = {name: float(value) for name, value in trainer.callback_metrics.items()}  # all ranks take part
         if not trainer.is_global_zero or not trainer.is_last_batch:
             return  # or something ended the training inside the epoch
+        if self._bar is not None:
+            self._bar.update(self._task, description=_epoch(trainer), completed=trainer.global_step)
         parts = [_epoch(trainer)]
         for split in ("train", "val", "test"):
             accuracy, loss = row.pop(f"{split}_acc", None), row.pop(f"{split}_loss", None)
