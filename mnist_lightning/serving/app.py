@@ -27,7 +27,7 @@ from mnist_lightning.serving.guard import LOOPBACK, Guard, Limits
 from mnist_lightning.serving.metrics import Metrics
 from mnist_lightning.serving.openapi import description
 from mnist_lightning.serving.pictures import Picture, json_of, known_formats, picture_of, pictures_of, seen_of
-from mnist_lightning.serving.refusal import Refused
+from mnist_lightning.serving.refusal import FAILED, Refused
 
 PAGE = Path(__file__).parents[1] / "commands" / "page.html"
 PUBLIC = ("/", "/health", "/openapi.json")  # nothing that a token protects
@@ -79,7 +79,7 @@ class App:
             routes["/collect"] = ("POST", self._collect)
         starlette = Starlette(
             routes=[Route(path, endpoint, methods=[method]) for path, (method, endpoint) in routes.items()],
-            exception_handlers={HTTPException: _as_json},
+            exception_handlers={HTTPException: _as_json, Refused: _as_json, Exception: _as_json},
         )
         starlette.router.redirect_slashes = False
         self._guarded = Guard(starlette, self.metrics, routes, PUBLIC, token, hosts, limits)
@@ -145,9 +145,11 @@ class App:
 
 
 def _as_json(request: Request, error: Exception) -> Response:
-    """What Starlette itself refuses: a path or a method that is not there, a form."""
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail.lower()}, error.status_code, dict(error.headers or {}))
+    """What a client is told of an error; one that is the server's own goes on to the guard, which logs it."""
+    if isinstance(error, HTTPException):  # Starlette's: a path or a method that is not there
+        error = Refused(error.status_code, error.detail.lower(), dict(error.headers or {}))
+    refused = error if isinstance(error, Refused) else FAILED
+    return JSONResponse({"error": refused.why}, refused.status, refused.headers)
 
 
 def policy(page: str) -> str:

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mnist_lightning.serving.metrics import Metrics
-from mnist_lightning.serving.refusal import Refused, busy
+from mnist_lightning.serving.refusal import FAILED, Refused, busy
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -78,7 +78,7 @@ class Guard:
         except _Gone:
             answered.status = 499  # nobody is there to be answered
         except Exception as error:
-            refused = error if isinstance(error, Refused) else Refused(500, "the server failed: its log says how")
+            refused = error if isinstance(error, Refused) else FAILED
             if refused is not error:
                 log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
             if not answered.status:

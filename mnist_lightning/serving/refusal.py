@@ -12,3 +12,6 @@ class Refused(Exception):  # noqa: N818
 def busy(why: str) -> Refused:
     """More than this server takes at a time; the client is told to come back."""
     return Refused(503, f"{why}: try again in a second", {"Retry-After": "1"})
+
+
+FAILED = Refused(500, "the server failed: its log says how")
