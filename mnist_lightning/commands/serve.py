@@ -9,7 +9,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,20 +155,22 @@ def _announce(listener: socket.socket, host: str, token: str | None, collection:
 def _until_stopped(server: Any, listener: socket.socket) -> None:
     """Runs the server in a thread: a notebook's own loop goes on in this one, and signals come to this one."""
     problems: list[BaseException] = []
+    ended = threading.Event()  # Thread.join takes a thread for ended when a signal breaks it off (until Python 3.13)
 
     def run() -> None:
         try:
             server.run(sockets=[listener])
         except BaseException as error:  # SystemExit, too
             problems.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=run, name="server", daemon=True)
-    thread.start()
-    while thread.is_alive():
+    threading.Thread(target=run, name="server", daemon=True).start()
+    while not ended.is_set():
         try:
-            thread.join(0.5)
+            ended.wait(0.5)
         except (Interrupted, KeyboardInterrupt):
             server.force_exit = server.should_exit  # asked a second time
             server.should_exit = True
-    with suppress(IndexError):
+    if problems:
         raise problems[0]
