@@ -25,7 +25,8 @@ USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-d
   python -m mnist_lightning fit --config simple_mlp                train a recipe, or the settings of any YAML file
   python -m mnist_lightning fit --ckpt_path last                   go on with the newest run
   python -m mnist_lightning test                                   test the newest run, or --run NAME
-  python -m mnist_lightning validate | predict                     likewise: validation images; a table of predictions
+  python -m mnist_lightning validate                               likewise on its validation images
+  python -m mnist_lightning predict FILE…                          read digits in pictures; without files a table
   python -m mnist_lightning report                                 a table of all runs, or of one: --run NAME
   python -m mnist_lightning serve                                  a page to draw digits on, and the same for programs
   python -m mnist_lightning convert --split train --output FILE    write images as tab-delimited text

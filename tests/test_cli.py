@@ -16,9 +16,10 @@ from outcome import RUNS, one_line
 from mnist_lightning.cli import COMMANDS, main
 
 PROJECT = Path(__file__).parents[1]
+ALL = ", ".join(sorted(COMMANDS))
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "report"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "convert"])
 def test_help_of_a_command(cli, command: str):
     result = cli(command, "--help")
     assert (result.status, result.err) == (0, "")
@@ -47,7 +48,7 @@ def test_version(cli):
 
 WORDS = [
     ("fti", "there is no command 'fti'; did you mean fit?"),
-    ("--modle MLP", "there is no command '--modle'; there are convert, fit, predict, report, test, validate"),
+    ("--modle MLP", f"there is no command '--modle'; there are {ALL}"),
     ("fit --modle MLP", "there is no flag --modle; did you mean --model?"),
     ("fit stray", "there is a word too many: 'stray'; a setting is written --name value"),
     ("fit --data.batch_size 0", "--data.batch_size is 0; it must be at least 1"),

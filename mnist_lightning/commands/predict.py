@@ -23,7 +23,8 @@ USAGE = """usage: python -m mnist_lightning predict FILE… [--json] [--csv [FIL
 
 Reads digits in pictures: PNG, JPEG, WebP, BMP, TIFF, GIF, HEIC (an extra), of any mode and size; folders of them;
 patterns; - for standard input; files of digits such as Kaggle's test.csv, .npz, IDX. Several digits in a row are read
-as a number. Without files: predictions.csv, a table of the test images; settings are those of `test --help`.
+as a number. Without files: predictions.csv, a table of the test images (of --data.root FOLDER and the other settings
+that `test --help` lists).
 
   --json              an object a line: file, digit, word, confidence, runner_up, status; of a number also number
   --csv [FILE.csv]    the same as a table; of a data file without labels Kaggle's form, ImageId,Label
