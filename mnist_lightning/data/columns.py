@@ -53,7 +53,7 @@ def layout_of(start: Lines, where: object, label: str) -> Layout | None:
     rest = [index for index in range(columns) if index not in others]
     column, told = _label_column(names, rest, table, label, where)
     pixels = [index for index in rest if index != column]
-    size = _size(len(pixels))
+    size = size_of(len(pixels))
     if size is None or 2 * sum(number_of(table[-1][index]) is not None for index in pixels) < len(pixels):
         return None
     aside = [index for index in (column, *others) if index is not None]
@@ -73,7 +73,7 @@ def _separator(line: bytes) -> bytes:
     return best if counts[best] > 2 else b"," if b"," in line else BLANKS
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A column's name in small letters, whatever parts its words."""
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
@@ -89,14 +89,14 @@ def _is_header(table: list[list[bytes]]) -> bool:
 def _numbering(names: list[str] | None, table: list[list[bytes]]) -> list[int]:
     """The columns that only number the images."""
     if names is not None:
-        return [index for index, name in enumerate(names) if INDEX.fullmatch(_plain(name))]
+        return [index for index, name in enumerate(names) if INDEX.fullmatch(plain(name))]
     columns, numbers = len(table[0]), [row[0] for row in table]
     counted = any(numbers == [b"%d" % (at + start) for at in range(len(table))] for start in (0, 1))
-    square = [_size(columns - fewer) is not None for fewer in range(3)]
+    square = [size_of(columns - fewer) is not None for fewer in range(3)]
     return [0] if counted and len(table) > 2 and square in ([False, True, False], [False, False, True]) else []
 
 
-def _size(pixels: int) -> tuple[int, ...] | None:
+def size_of(pixels: int) -> tuple[int, ...] | None:
     """(H, W), or in colour (H, W, 3), of so many numbers."""
     for channels in ((), (3,)):
         side = round((max(pixels, 0) / (channels or (1,))[0]) ** 0.5)
@@ -121,12 +121,12 @@ def _label_column(
             raise UserError(f"{where} has no column {label!r}: --data.label takes first, last, none or a column's name")
         return names.index(label), f"label in column {label}"
     if names is not None:
-        known = [index for index in rest if LABEL.fullmatch(_plain(names[index]))]
-        if not known and _size(len(rest)) is None:  # the one column that is called otherwise than all pixels
+        known = [index for index in rest if LABEL.fullmatch(plain(names[index]))]
+        if not known and size_of(len(rest)) is None:  # the one column that is called otherwise than all pixels
             known = [index for index in (rest[0], rest[-1]) if not re.search(r"\d", names[index])]
         if len(known) == 1:
             return known[0], f"label in column {names[known[0]]}"
-    if _size(len(rest)) is not None or len(rest) < 2:
+    if size_of(len(rest)) is not None or len(rest) < 2:
         return None, ""
     return _first_or_last(rest[0], rest[-1], table)
 
