@@ -1,13 +1,11 @@
-"""What can be set: described once, parsed once, checked where it is described; and written to be read again."""
+"""What can be set: described once, parsed once, checked where it is described."""
 
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
-from enum import Enum
+from functools import cache
 from importlib import import_module
-from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, UnionType
+from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mnist_lightning.errors import BadSetting, UserError, first_line, nearest
@@ -15,7 +13,6 @@ from mnist_lightning.errors import BadSetting, UserError, first_line, nearest
 GROUPS = ("model", "data", "trainer", "checkpoint")
 DEFAULTS = {"trainer.default_root_dir": "checkpoints"}
 FIT_DEFAULTS = DEFAULTS | {"trainer.max_epochs": 5, "trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 50}
-LOST = object()  # in the place of what YAML cannot hold
 # Settings that are classes: where a name without a dot is looked for, what it must be, and what there is.
 CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "model": ("mnist_lightning.models", "LightningModule", ("CNN", "MLP")),
@@ -54,10 +51,11 @@ def class_of(flag: str, name: Any) -> type:
 
 
 class Part:
-    """A class and the checked settings of its constructor."""
+    """A class and the checked settings of its constructor; `given` has those that were set, as they were written."""
 
-    def __init__(self, flag: str, kind: type, parser: Any, config: Any) -> None:
+    def __init__(self, flag: str, kind: type, parser: Any, config: Any, given: Mapping[str, Any]) -> None:
         self.flag, self.kind, self._parser = flag, kind, parser
+        self.given = {name[len(flag) + 1 :]: value for name, value in given.items() if name.startswith(f"{flag}.")}
         self.settings: dict[str, Any] = vars(config[flag]) if flag in config else {}
 
     def arguments(self) -> dict[str, Any]:
@@ -93,7 +91,7 @@ def _parts(flag: str, items: list[Any]) -> list[Any]:
             kind = class_of(flag, item["class_path"])
             parser = _add_class(_parser(), flag, kind)
             settings = {f"{flag}.{name}": setting for name, setting in args.items()}
-            item = Part(flag, kind, parser, _checked(parser, settings))
+            item = Part(flag, kind, parser, _checked(parser, settings), settings)
         else:
             class_of(flag, type(item))
         parts.append(item)
@@ -120,9 +118,20 @@ def yaml_value(text: str) -> Any:
 # ---------------------------------------------------------------------- parsed once
 
 
+@cache
+def _know_torchs_types() -> None:
+    """Lets devices and number types be written as words: cpu, cuda:1, float32."""
+    import torch
+    from jsonargparse.typing import register_type
+
+    register_type(torch.device, str, torch.device)
+    register_type(torch.dtype, str, lambda name: getattr(torch, str(name).removeprefix("torch.")))
+
+
 def _parser(**options: Any) -> Any:
     from jsonargparse import ArgumentParser
 
+    _know_torchs_types()
     return ArgumentParser(exit_on_error=False, **options)
 
 
@@ -195,7 +204,7 @@ def parsed(command: str, settings: Mapping[str, Any]) -> Any:
         kinds = several(value)
         config[name] = False if kinds == [False] else _parts(name, [kind for kind in kinds if kind is not True])
     for flag, kind in classes.items() if command == "convert" else (classes | {"trainer": Trainer}).items():
-        config[flag] = Part(flag, kind, parser, config)
+        config[flag] = Part(flag, kind, parser, config, given)
     return config
 
 
@@ -264,38 +273,3 @@ def _unknown(flag: str, flags: list[str]) -> str:
         return f"there is no group of flags {group}; {nearest(group, groups)}"
     near = [name for name in flags if (name.startswith(f"{group}.") if dot else "." not in name)]
     return f"there is no flag {flag}; {nearest(flag, near)}"
-
-
-# ---------------------------------------------------------------------- config.yaml
-
-
-def as_yaml(config: Any) -> tuple[str, list[str]]:
-    """All settings of a run; and the kinds of objects, given in Python, that are left out as no file holds them."""
-    import yaml
-
-    lost: list[str] = []
-    of_the_run = {name: value for name, value in vars(config).items() if name in (*GROUPS, "seed", "freeze")}
-    return yaml.safe_dump(_plain(of_the_run, lost), sort_keys=False), lost
-
-
-def _plain(value: Any, lost: list[str]) -> Any:
-    """As YAML holds it."""
-    if isinstance(value, Part):
-        ours = value.flag in ("model", "data") and value.kind.__module__.startswith("mnist_lightning.")
-        path = value.kind.__name__ if ours else f"{value.kind.__module__}.{value.kind.__qualname__}"
-        value = value.settings if value.flag == "trainer" else {"class_path": path, "init_args": value.settings}
-    value = vars(value) if type(value).__name__ == "Namespace" else value
-    if isinstance(value, dict):
-        return {key: item for key, old in value.items() if (item := _plain(old, lost)) is not LOST}
-    if isinstance(value, list | tuple | set):
-        return [item for old in value if (item := _plain(old, lost)) is not LOST]
-    if isinstance(value, Enum):
-        return value.value if isinstance(value, str) else value.name
-    if isinstance(value, FunctionType | BuiltinFunctionType):
-        return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, Path | timedelta) or type(value).__name__ == "device":
-        return str(value)
-    if value is not None and not isinstance(value, bool | int | float | str):
-        lost.append(type(value).__name__)
-        return LOST
-    return value

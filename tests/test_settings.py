@@ -8,10 +8,10 @@ import pytest
 import yaml
 from lightning.pytorch import LightningModule, callbacks, loggers
 
+from mnist_lightning.config_yaml import as_yaml as yaml_and_lost
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models import CNN, MLP
-from mnist_lightning.settings import as_yaml as yaml_and_lost
 from mnist_lightning.settings import parsed
 from mnist_lightning.words import file_pairs, merged, pairs_of, pairs_of_words, recipe, with_files
 
@@ -255,8 +255,8 @@ WORDS = [
     ("--dat.root x", "there is no group of flags --dat; did you mean --data?"),
     (
         "--trainer x",
-        "there is no flag --trainer; there are --ckpt_path, --config, --data, --debug, --init_from, --model, --run, "
-        "--seed",
+        "there is no flag --trainer; there are --ckpt_path, --config, --data, --debug, --freeze, --init_from, --model, "
+        "--run, --seed",
     ),
     ("--model.hiden [3]", "there is no flag --model.hiden; did you mean --model.hidden?"),
     ("--model MPL", "--model: there is no 'MPL'; did you mean MLP?"),

@@ -18,13 +18,14 @@ from rich.panel import Panel
 from mnist_lightning.commands import session
 from mnist_lightning.commands.evaluate import run_stage, tell
 from mnist_lightning.commands.start import Start, check_resumable, find_start, weights_file
+from mnist_lightning.config_yaml import resumable
 from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
-from mnist_lightning.errors import BadSetting, UserError, first_line, of_another_process
+from mnist_lightning.errors import UserError, first_line, of_another_process
 from mnist_lightning.files import give_name, sync
 from mnist_lightning.processes import Interrupted, Signals, is_first_process, requeue_slurm_job
 from mnist_lightning.run import Run
-from mnist_lightning.settings import as_yaml, parsed, several, yaml_value
+from mnist_lightning.settings import parsed, several
 from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
 from mnist_lightning.training.freeze import FrozenStatistics, freeze
 from mnist_lightning.training.keeper import RunKeeper
@@ -211,13 +212,8 @@ def _write_settings(config: Any, data: Any, run: Run) -> None:
     if isinstance(data, MNISTDataModule):
         config.data.settings["source"] = data.source
         note = f"# {data.source} digits" + (" (no MNIST could be had)\n" if data.download_problem else "\n")
-    text, lost = as_yaml(config)
+    text, lost = resumable(config)
     run.write_settings(note + text)
-    try:
-        if as_yaml(parsed("fit", merged(pairs_of(yaml_value(text)))))[0] != text:
-            lost += ["what means something else in YAML"]
-    except BadSetting as error:
-        lost += [str(error)]
     if lost:
         say(f"{run.config} cannot hold all settings ({', '.join(lost)}): to continue the run, give them again")
 
