@@ -1,7 +1,8 @@
 """The exceptions that a person is meant to read: one line, what is wrong and what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -35,3 +36,12 @@ def of_another_process(error: Exception) -> bool:
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "gloo" in str(error)
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Around imports of what an extra brings."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{what} needs {error.name}: pip install 'mnist-lightning[{extra}]' brings it") from error
