@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "mnist_lightning.commands.predict:command",
     "report": "mnist_lightning.commands.report:command",
     "serve": "mnist_lightning.commands.serve:command",
+    "export": "mnist_lightning.commands.export:command",
     "convert": "mnist_lightning.commands.convert:command",
 }
 USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-digit classifiers
@@ -29,6 +30,7 @@ USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-d
   python -m mnist_lightning predict FILE…                          read digits in pictures; without files a table
   python -m mnist_lightning report                                 a table of all runs, or of one: --run NAME
   python -m mnist_lightning serve                                  a page to draw digits on, and the same for programs
+  python -m mnist_lightning export --output FILE.onnx              the network for use elsewhere; also .pt2, .html
   python -m mnist_lightning convert --split train --output FILE    write images as tab-delimited text
 
   python -m mnist_lightning COMMAND --help                         all settings of a command

@@ -17,8 +17,8 @@ def pairs_of_words(words: Iterable[str]) -> Pairs:
     pairs: Pairs = []
     left = iter(words)
     for word in left:
-        if word in ("-h", "--help", "--debug"):
-            pairs.append(("debug" if word == "--debug" else "help", True))
+        if word in ("-h", "--help", "--debug", "--int8"):
+            pairs.append(("help" if word == "-h" else word[2:], True))
             continue
         if not word.startswith("--") and pairs and pairs[-1][0] == "freeze":
             pairs[-1] = ("freeze", [*several(pairs[-1][1]), word])

@@ -5,22 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from mnist_lightning.commands import exported
 from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.data.synthetic import synthetic_digits
-from mnist_lightning.errors import BadSetting, UserError
+from mnist_lightning.errors import BadSetting, UserError, nearest
+from mnist_lightning.exporting import files as exported
 from mnist_lightning.files import is_device, write_whole
 from mnist_lightning.predictor import Predictor, chosen
 from mnist_lightning.processes import Signals
-from mnist_lightning.settings import parsed
-from mnist_lightning.words import merged, pairs_of_words, root_and_name
+from mnist_lightning.words import pairs_of_words
 
+USAGE = """usage: python -m mnist_lightning export --output FILE [--run NAME | --ckpt_path FILE] [--int8]
+
+Writes a network for use elsewhere, and checks the file on 1,000 images. It takes grey images as they lie in MNIST's
+files, uint8 [N, 28, 28], bright on black, and gives probabilities and logits [N, classes].
+
+  --output FILE     .onnx: for onnxruntime and others; .pt2: for torch.export.load; .html: one page that reads what is
+                    drawn on it, without a server
+  --int8            ONNX with weights and activations in 8 bits; tells what that costs
+  --run NAME        the run whose best checkpoint is meant; without, the newest, else the shipped weights
+  --ckpt_path FILE  a checkpoint; last or best of the run; pretrained: the shipped weights
+  --data.root FOLDER  where the test images lie that the file is checked on; without, $MNIST_ROOT, else drawn digits
+  --trainer.default_root_dir FOLDER   where the runs are (checkpoints)
+"""
+ROOT = "trainer.default_root_dir"
+FLAGS = ("output", "int8", "run", "ckpt_path", "data.root", ROOT, "debug")
 CHECKED = 1000  # images that each file is checked on
 CLOSE = {".onnx": 1e-4, ".pt2": 1e-4, ".html": 1e-3}  # how far a probability may be from the network's
 
@@ -37,21 +50,27 @@ class Check(NamedTuple):
 
 def command(name: str, words: list[str], signals: Signals) -> None:
     """Writes the network of a run, by default the newest, else the shipped weights, and checks what it wrote."""
-    asked = merged(pairs_of_words(words))
-    config = parsed(name, asked)
-    output = Path(config.output)
+    asked = dict(pairs_of_words(words))
+    if "help" in asked:
+        print(USAGE, end="")
+        return
+    for flag in asked.keys() - set(FLAGS):
+        raise BadSetting(f"there is no flag --{flag}; {nearest(flag, [f'--{known}' for known in FLAGS])}")
+    if "output" not in asked:
+        raise BadSetting("--output is missing: a file's name that ends in .onnx, .pt2 or .html")
+    output, int8 = Path(asked["output"]), "int8" in asked
     form = output.suffix.lower()
     if form not in CLOSE:
-        raise BadSetting(f"--output is {config.output}; it ends in .onnx, .pt2 or .html, which says what is written")
-    if config.int8 and form != ".onnx":
+        raise BadSetting(f"--output is {output}; it ends in .onnx, .pt2 or .html, which says what is written")
+    if int8 and form != ".onnx":
         raise BadSetting("--int8 makes a smaller ONNX file: let --output end in .onnx")
     if output.is_dir() or is_device(output):
         raise UserError(f"{output} is a folder, a pipe or a device: give a file's name")
-    predictor = chosen(*root_and_name(asked), config.ckpt_path)
-    images, labels, source = known_images(config.data.make())
+    predictor = chosen(Path(asked.get(ROOT, "checkpoints")), asked.get("run"), asked.get("ckpt_path"))
+    images, labels, source = known_images(MNISTDataModule(asked.get("data.root")))
     content, reads = exported.FORMS[form](predictor)
     exact = None
-    if config.int8:
+    if int8:
         exact, (content, reads) = reads, exported.quantized(content, images[-CHECKED:])
     write_whole(content, output)
     if reads is None:
@@ -75,8 +94,7 @@ def known_images(data: MNISTDataModule) -> tuple[Tensor, Tensor, str]:
         digits = data.read("test")
         return digits.images, digits.labels, "test"
     except UserError:
-        digits = synthetic_digits(2 * CHECKED, seed=1)
-        return digits.images, digits.labels, "synthetic"
+        return *synthetic_digits(2 * CHECKED, seed=1), "synthetic"
 
 
 def checked(predictor: Predictor, reads: exported.Reads, images: Tensor) -> Check:

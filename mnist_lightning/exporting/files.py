@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnist_lightning.commands.exported_page import page
 from mnist_lightning.errors import UserError, first_line, needs
+from mnist_lightning.exporting.page import page
 from mnist_lightning.predictor import Predictor
 
 Reads = Callable[[Tensor], tuple[Tensor, float]]  # images -> probabilities [n, classes] and the seconds that it took

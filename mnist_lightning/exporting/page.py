@@ -53,8 +53,8 @@ def _page(predictor: Predictor) -> str:
         "layers": layers, "weights": base64.b64encode(packed(weights)).decode(),
     }  # fmt: skip
     text = json.dumps(network).replace("<", "\\u003c")  # nothing in it may end the script
-    script = "".join((HERE / name).read_text(encoding="utf-8") for name in ("export_page.js", "export_drawing.js"))
-    whole = (HERE / "export_page.html").read_text(encoding="utf-8")
+    script = "".join((HERE / name).read_text(encoding="utf-8") for name in ("network.js", "drawing.js", "canvas.js"))
+    whole = (HERE / "page.html").read_text(encoding="utf-8")
     return whole.replace("/*NETWORK*/", text).replace("/*SCRIPT*/", script)
 
 
@@ -106,7 +106,8 @@ def read_in_browser(browser: str, content: bytes, images: Tensor) -> tuple[Tenso
     const bytes = Uint8Array.from(atob("{pixels}"), (letter) => letter.charCodeAt(0)), rows = [];
     const start = performance.now();
     for (let i = 0; i < bytes.length; i += 784) rows.push(softmax(logits(bytes.subarray(i, i + 784))));
-    document.body.innerHTML = "<pre id=checked>" + JSON.stringify([rows, (performance.now() - start) / 1000]) + "</pre>";
+    const answer = JSON.stringify([rows, (performance.now() - start) / 1000]);
+    document.body.innerHTML = "<pre id=checked>" + answer + "</pre>";
     </script></body>"""
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "page.html"
