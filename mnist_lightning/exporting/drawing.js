@@ -3,6 +3,7 @@
 // clean drawings, step by step with the same names
 
 const BOX = 20, SIDE = 28, STROKE = [2.0, 3.6], FINE = [80, 256];
+const INK = Math.fround(0.4); // as NumPy compares float32 with it
 const plane = (height, width, data = new Float32Array(height * width)) => ({ height, width, data });
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 
@@ -32,7 +33,7 @@ function shape(numbers, top, bottom, left, right) {
 function shapesOf({ height, width, data }) { // connected pieces, also by their corners
   const labels = new Int32Array(height * width), found = [], stack = [];
   for (let start = 0; start < data.length; start++) {
-    if (data[start] <= 0.4 || labels[start]) continue;
+    if (data[start] <= INK || labels[start]) continue;
     let top = height, bottom = 0, left = width, right = 0;
     const number = found.length + 1;
     labels[start] = number;
@@ -43,7 +44,7 @@ function shapesOf({ height, width, data }) { // connected pieces, also by their 
       for (let v = Math.max(0, y - 1); v <= Math.min(height - 1, y + 1); v++)
         for (let u = Math.max(0, x - 1); u <= Math.min(width - 1, x + 1); u++) {
           const next = v * width + u;
-          if (data[next] > 0.4 && !labels[next]) (labels[next] = number), stack.push(next);
+          if (data[next] > INK && !labels[next]) (labels[next] = number), stack.push(next);
         }
     }
     found.push(shape([number], top, bottom, left, right));
@@ -170,7 +171,7 @@ const bounds = (filled, count) => { // first and last of `count` lines with some
 function evenStrokes({ height, width, data }) {
   const border = (Math.max(height, width) / 8) | 0, to = plane(height + 2 * border, width + 2 * border);
   for (let y = 0; y < height; y++)
-    for (let x = 0; x < width; x++) if (data[y * width + x] > 0.4) to.data[(y + border) * to.width + x + border] = 1;
+    for (let x = 0; x < width; x++) if (data[y * width + x] > INK) to.data[(y + border) * to.width + x + border] = 1;
   const inside = distances(to.data, to.height, to.width);
   const outside = distances(to.data.map((is) => 1 - is), to.height, to.width);
   const all = Array.from(to.data.keys()).filter((i) => to.data[i]);
