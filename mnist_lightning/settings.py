@@ -157,7 +157,12 @@ def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
     if command == "convert":
         add("--split", type=Literal["train", "test"], default="train", help="Which images to write.")
         add("--rows", type=int | None, default=None, help="Write only the first so many.")
-        add("--output", type=str, required=True, help="The text file to write.")
+        add("--output", type=str, required=True, help="The file to write; for idx and png a folder to write into.")
+        forms, by_name = (
+            Literal["text", "idx", "npz", "png", "csv", "parquet"],
+            "What to write; by default what the file's name ends in.",
+        )
+        add("--form", type=forms | None, default=None, help=by_name)
     else:
         files = "A YAML file or a recipe's name; several are merged in their order; what is set beside them wins."
         add("--config", type=str, default=None, help=files)

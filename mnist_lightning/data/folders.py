@@ -78,8 +78,9 @@ def _part(
 def _read(where: Path, classes: dict[Path, list[Path]], content: Content, keep: bool, labelled: bool) -> Digits:
     """All pictures of these folders as digits; from the cache, if they are still what was put there."""
     names = dict(zip(classes, class_names([folder.name for folder in classes]), strict=True))
-    paths = [path for folder in classes.values() for path in folder]
-    labels = [names[folder] for folder, inside in classes.items() for _ in inside] if labelled else None
+    # by the files' names, so that what was numbered before it was sorted into folders is in its order again
+    paths = sorted((path for folder in classes.values() for path in folder), key=lambda path: (path.name, path.parent))
+    labels = [names[path.parent] for path in paths] if labelled else None
     if not keep or len(paths) < cache.LEAST:
         return digits_of(images_of(paths, content), labels, where)
     return digits_of(cache.kept(where, paths, lambda: images_of(paths, content)), labels, where)
