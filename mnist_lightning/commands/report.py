@@ -45,12 +45,14 @@ def command(name: str, words: list[str], signals: Signals) -> None:
         return
     root = Path(asked.get("trainer.default_root_dir", "checkpoints"))
     named += [asked["run"]] if "run" in asked else []
-    quiet = console.stderr
-    console.stderr = quiet or "json" in asked  # what is said besides is not for the program that reads
+    before = console.stderr, console.record
+    console.stderr = console.stderr or "json" in asked  # what is said besides is not for the program that reads
+    console.record = True  # for a picture of it
     try:
         _tables(root, named, asked) if "table" in asked else _reports(root, named, asked)
     finally:
-        console.stderr = quiet
+        console.export_text()  # forgets it
+        console.stderr, console.record = before
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -174,14 +176,17 @@ def _sources(root: Path, named: list[str]) -> "list[Source]":
 
 def _one(report: "Report", output: Path | None, as_json: bool) -> None:
     from mnist_lightning.report import build, page, summary
+    from mnist_lightning.report.screen import screen
 
     found = summary.numbers(report)
     if not as_json:
         terminal.measured(found)
         for note in report.notes:
             say(f"Note: {note}")
-    place = output or report.folder or Path("report")
-    _write(page.page_of(report, found), build.pictures(report), place, found, as_json, output is not None)
+    place, drawn = output or report.folder or Path("report"), build.pictures(report)
+    if not as_json:
+        drawn["terminal"] = screen(console.export_text(clear=False, styles=True))
+    _write(page.page_of(report, found), drawn, place, found, as_json, output is not None)
 
 
 def _several(reports: "list[Report]", output: Path | None, root: Path, as_json: bool) -> None:

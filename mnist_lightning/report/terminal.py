@@ -84,6 +84,8 @@ def curve(history: History) -> None:
     if max(map(len, lines.values()), default=0) > 1:
         for line in plot(lines, measure, min(console.width, PLOT[0]), PLOT[1], console.options.ascii_only):
             console.print(line, no_wrap=True, overflow="crop")
+        if history.resumed:
+            say(f"resumed after {', '.join(f'{epoch:.4g}' for epoch in history.resumed)} epochs")
 
 
 def plot(

@@ -59,6 +59,7 @@ def test_runs_of_fit(fit, cli):
     assert all(f"{loss:.4f}" in out for loss in column("a", "val_loss"))
     assert cells(out)["accuracy"] == [f"{accuracy:.2%}  ({outcome('a')['correct']} of 100 images)"]
     assert "Page and pictures: checkpoints/a/report/index.html" in out
+    assert (RUNS / "a" / "report" / "terminal.png").stat().st_size > 10_000
 
 
 def test_any_columns(cli):
