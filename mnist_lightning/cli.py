@@ -28,7 +28,7 @@ USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-d
   python -m mnist_lightning test                                   test the newest run, or --run NAME
   python -m mnist_lightning validate                               likewise on its validation images
   python -m mnist_lightning predict FILE…                          read digits in pictures; without files a table
-  python -m mnist_lightning report                                 a table of all runs, or of one: --run NAME
+  python -m mnist_lightning report [RUN …]                         a page of a run, or several compared
   python -m mnist_lightning serve                                  a page to draw digits on, and the same for programs
   python -m mnist_lightning export --output FILE.onnx              the network for use elsewhere; also .pt2, .html
   python -m mnist_lightning convert --split train --output FILE    write images as tab-delimited text
