@@ -74,7 +74,9 @@ def _plain(value: Any, lost: list[str], as_given: bool) -> Any:
         return value.value if isinstance(value, str) else value.name
     if isinstance(value, FunctionType | BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, Path | timedelta) or type(value).__name__ in ("device", "dtype"):
+    if isinstance(value, Path):
+        return value.as_posix()  # which Windows takes, too
+    if isinstance(value, timedelta) or type(value).__name__ in ("device", "dtype"):
         return str(value)
     if value is not None and not isinstance(value, bool | int | float | str):
         lost.append(type(value).__name__)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,7 +56,7 @@ def _in_place_of(path: Path) -> Iterator[Path]:
     try:
         temporary.unlink(missing_ok=True)  # one left by a killed process can be a second name of another file
         yield temporary
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -62,10 +64,24 @@ def _in_place_of(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _replace(file: Path, path: Path, patience: float = 2.0) -> None:
+    """`os.replace`; on Windows somebody who reads the file at `path` is waited for, so many seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return os.replace(file, path)
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def sync(path: Path) -> None:
     """Waits until a file's or a folder's content is on the disk."""
+    if sys.platform == "win32" and path.is_dir():
+        return  # folders cannot be opened there
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

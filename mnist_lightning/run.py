@@ -130,14 +130,14 @@ class Run:
 
     def _read_job(self) -> dict[str, Any]:
         try:
-            job = json.loads(self._job.read_text())
+            job = json.loads(self._job.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}  # an older run, or one that somebody has edited
         return job if isinstance(job, dict) else {}
 
     def _trained_at(self) -> float:
         with suppress(OSError, ValueError):
-            if noted := TRAINED.search(self.config.read_text()):
+            if noted := TRAINED.search(self.config.read_text(encoding="utf-8")):
                 return datetime.fromisoformat(noted[1]).timestamp()
         files = (self.config, self.last, self.previous, self.best, self.folder)  # an older run, or half of one
         return next(file.stat().st_mtime for file in files if file.exists())

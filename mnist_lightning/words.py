@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
         names += [other.stem for other in recipe("*").parent.glob("*.yaml")]
         raise BadSetting(f"--config: there is no file {str(path)!r}; {nearest(str(path), names)}")
     try:
-        settings = yaml_value(file.read_text())
+        settings = yaml_value(file.read_text(encoding="utf-8"))
     except ValueError as error:
         mark = getattr(error.__cause__, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

@@ -184,7 +184,7 @@ def test_ctrl_c_in_fit_is_a_keyboard_interrupt_with_a_checkpoint(unchanged, sett
     with unchanged(), pytest.raises(KeyboardInterrupt) as stopped:
         mnist_lightning.fit(with_callback(settings, Signalled(signal.SIGINT)))
     last = Path("checkpoints/simple_mlp/last.ckpt")
-    assert str(stopped.value) == f"stopped; {last} has everything: continue with --ckpt_path last"
+    assert str(stopped.value) == f"stopped; {last} has everything: continue with --run simple_mlp --ckpt_path last"
     assert stopped.value.__suppress_context__  # a notebook shows these few lines
     assert not isinstance(stopped.value, Interrupted)
     with unchanged():

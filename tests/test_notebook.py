@@ -34,7 +34,8 @@ CELLS = [
     "fit(tiny, trainer={'devices': 2, 'accelerator': 'cpu', 'strategy': 'ddp'})",
     "fit(data={'batch_size': 0})",
 ]
-STOPPED = "stopped; checkpoints/simple_mlp-2/last.ckpt has everything: continue with --ckpt_path last"
+KEPT = "checkpoints/simple_mlp-2/last.ckpt has everything"
+STOPPED = f"stopped; {KEPT}: continue with --run simple_mlp-2 --ckpt_path last"
 
 
 def wait_until(condition: Callable[[], object], patience: float = 120) -> None:

@@ -129,9 +129,9 @@ def _table(file: str, stack: ExitStack) -> Any:
         return sys.stdout
     path = Path(file)
     if is_device(path):
-        return stack.enter_context(path.open("w", newline=""))
+        return stack.enter_context(path.open("w", newline="", encoding="utf-8"))
     try:
-        start = path.read_text(errors="replace")[:20] if path.exists() else "file,"
+        start = path.read_text(encoding="utf-8", errors="replace")[:20] if path.exists() else "file,"
     except OSError as error:
         raise unwritable(path, error) from error
     if not start.startswith(("file,", "ImageId,")):

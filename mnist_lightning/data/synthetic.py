@@ -54,7 +54,7 @@ def _compile_forms() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     A form that is to be drawn three times as often is there three times.
     """
     splines, count = [], torch.zeros(10, dtype=torch.int64)
-    for line in files(__package__).joinpath("forms.txt").read_text().splitlines():
+    for line in files(__package__).joinpath("forms.txt").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             digit, form = line.split(": ")
             times, _, strokes = form.rpartition("*")

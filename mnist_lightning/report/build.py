@@ -71,7 +71,7 @@ def _settings(source: Source) -> dict[str, Any]:
     if source.run is None:
         return {}
     try:
-        settings = flags(yaml_value(source.run.config.read_text()))
+        settings = flags(yaml_value(source.run.config.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
     return {name: value for name, value in settings.items() if value not in (None, [], {})}

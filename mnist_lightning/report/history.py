@@ -158,7 +158,7 @@ def _curves(rows: list[Row], steps: float | None) -> dict[str, list[Point]]:
 def _result(file: Path, notes: list[str]) -> dict[str, Any]:
     """test.json, if it holds an accuracy."""
     try:
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}  # not tested yet
     except (OSError, ValueError, RecursionError):
@@ -173,7 +173,7 @@ def read_sessions(file: Path) -> list[dict[str, Any]]:
     """Each start of the training: its step, machine, versions, seconds until its last epoch's end."""
     sessions: list[dict[str, Any]] = []
     with suppress(OSError):
-        for line in file.read_text(errors="replace").splitlines():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError, RecursionError):
                 event = json.loads(line)
                 if not isinstance(event, dict):

@@ -54,7 +54,7 @@ def page(title: str, header: str, sections: Sequence[tuple[str, str, str]], note
     )
     footer = f"<p>Made by <code>report</code> of mnist_lightning {__version__}. This file needs no network.</p>"
     content = {"title": escape(title), "header": header, "main": main, "footer": footer}
-    parts = re.split("@(title|header|main|footer)@", Path(__file__).with_name("page.html").read_text())
+    parts = re.split("@(title|header|main|footer)@", Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return "".join(content[part] if place % 2 else part for place, part in enumerate(parts))
 
 

@@ -54,7 +54,7 @@ class Sessions(Callback):
             return
         path = self.keeper.run.folder / FILE
         try:
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
         except OSError as error:
             say(f"{path} cannot be written ({error.strerror or error}); the training goes on without it")
@@ -78,7 +78,7 @@ def machine(trainer: Trainer) -> dict[str, Any]:
 def _processor() -> str:
     """The processor's name, as Linux has it."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()
