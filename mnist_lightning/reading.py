@@ -29,6 +29,7 @@ class Reading:
     runner_up: str | None = None
     reason: str | None = None  # why it is unreadable
     parts: Sequence[Tensor] = field(default=(), repr=False)  # uint8 [28, 28] of each digit
+    probabilities: Sequence[float] = field(default=(), repr=False)  # of each class; none of a number
 
     def row(self) -> dict[str, Any]:
         """As it is written as JSON or CSV; `digit` is None where the class is no digit."""
@@ -54,8 +55,10 @@ def readings(predictor: Predictor, sights: Sequence[tuple[str, Seen | str]]) -> 
     words = dict(zip("0123456789", WORDS, strict=True))
     parts = [part for _, seen in sights if isinstance(seen, Seen) for part in seen.parts]
     logits = predictor.logits(torch.stack(parts) if parts else torch.zeros(0, 28, 28, dtype=torch.uint8))
-    best = logits.softmax(1).topk(min(2, predictor.classes))
-    rows = zip(best.values.tolist(), best.indices.tolist(), predictor.unsure(logits).tolist(), strict=True)
+    probabilities = logits.softmax(1)
+    best = probabilities.topk(min(2, predictor.classes))
+    doubts = predictor.unsure(logits).tolist()
+    rows = zip(best.values.tolist(), best.indices.tolist(), doubts, probabilities.tolist(), strict=True)
     for file, seen in sights:
         if isinstance(seen, str):
             yield Reading(file, "unreadable", reason=seen)
@@ -64,14 +67,15 @@ def readings(predictor: Predictor, sights: Sequence[tuple[str, Seen | str]]) -> 
         if not found:
             yield Reading(file, seen.status)
             continue
-        names = [predictor.names[index] for _, (index, *_), _ in found]
-        _, (_, *others), _ = found[0]
+        names = [predictor.names[index] for _, (index, *_), *_ in found]
+        _, (_, *others), _, row = found[0]
         yield Reading(
             file,
-            "unsure" if any(doubt for *_, doubt in found) else seen.status,
+            "unsure" if any(doubt for *_, doubt, _ in found) else seen.status,
             "".join(names),
             " ".join(words.get(name, name) for name in names),
-            math.prod(probability for (probability, *_), _, _ in found),
+            math.prod(probability for (probability, *_), *_ in found),
             predictor.names[others[0]] if len(found) == 1 and others else None,
             parts=seen.parts,
+            probabilities=row if len(found) == 1 else (),
         )

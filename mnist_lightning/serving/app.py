@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mnist_lightning.data.photo import Seen
+from mnist_lightning.data.pictures import known_formats
 from mnist_lightning.predictor import Predictor
 from mnist_lightning.serving.answers import Answer, Reader
 from mnist_lightning.serving.batches import Batches
@@ -26,7 +27,7 @@ from mnist_lightning.serving.collection import Collection
 from mnist_lightning.serving.guard import LOOPBACK, Guard, Limits
 from mnist_lightning.serving.metrics import Metrics
 from mnist_lightning.serving.openapi import description
-from mnist_lightning.serving.pictures import Picture, json_of, known_formats, picture_of, pictures_of, seen_of
+from mnist_lightning.serving.pictures import Picture, json_of, picture_of, pictures_of, seen_of
 from mnist_lightning.serving.refusal import FAILED, Refused
 
 PAGE = Path(__file__).parents[1] / "commands" / "page.html"

@@ -16,22 +16,9 @@ from mnist_lightning.serving.refusal import Refused
 
 MOST_PIXELS = 64_000_000  # of a picture: a telephone's; a few bytes can announce far more
 MOST_PICTURES = 1000  # of a request
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "ICO", "HEIF", "AVIF")  # none of programs
 KINDS = "PNG, JPEG, WebP, BMP, TIFF, GIF or HEIC"
 _RAW = "28 rows of 28 whole numbers from 0, the paper, to 255, the ink"
 Picture = bytes | Seen  # a file's content, or what the network takes already
-
-
-def known_formats() -> list[str]:
-    """Those that Pillow can read here; HEIC with its extra."""
-    try:
-        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
-
-        pillow_heif.register_heif_opener()
-    except ImportError:
-        pass
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
 
 
 async def pictures_of(request: Request) -> list[Picture]:

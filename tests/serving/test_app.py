@@ -24,7 +24,7 @@ from mnist_lightning.serving.guard import Limits
 
 # A context for TLS, which httpx.get makes anew for each call, takes longer than an answer.
 CLIENT = httpx.Client(verify=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
-ANSWER = {"status", "digit", "number", "word", "confidence", "runner_up", "probabilities", "seen"}
+ANSWER = {"status", "digit", "name", "number", "word", "confidence", "runner_up", "probabilities", "seen"}
 
 
 def as_url(content: bytes) -> str:
