@@ -11,7 +11,6 @@ from typing import TextIO
 
 from PIL import Image
 from rich.console import Group
-from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -138,21 +137,21 @@ def _sentence(reading: Reading, below: bool) -> Text:
         said.append(Text(f"{TELLS[reading.status]}{reason}", "yellow" if reading.status != "unreadable" else "red"))
     if reading.confidence is not None:
         then = f", else {reading.runner_up}" if reading.runner_up else ""
-        said.append(Text(f"{reading.confidence:.1%}{then}", "dim"))
+        share = ">99.9%" if reading.confidence > 0.999 else f"{reading.confidence:.1%}"
+        said.append(Text(f"{share}{then}", "dim"))
     return Text("\n" if below else "  ").join(said)
 
 
-def half_blocks(image: Tensor) -> Segments:
+def half_blocks(image: Tensor) -> Text:
     """uint8 [28, 28] as 14 lines of 28 cells, each of which is two pixels."""
     plain = console.color_system is None
     rows = image.tolist()
-    segments: list[Segment] = []
+    drawn = Text()
     for upper, lower in zip(rows[::2], rows[1::2], strict=True):
         for top, bottom in zip(upper, lower, strict=True):
             if plain:
-                segments.append(Segment(" ▄▀█"[2 * (top > 127) + (bottom > 127)]))
+                drawn.append(" ▄▀█"[2 * (top > 127) + (bottom > 127)])
             else:
-                style = Style(color=f"rgb({top},{top},{top})", bgcolor=f"rgb({bottom},{bottom},{bottom})")
-                segments.append(Segment("▀", style))
-        segments.append(Segment.line())
-    return Segments(segments[:-1])
+                drawn.append("▀", Style(color=f"rgb({top},{top},{top})", bgcolor=f"rgb({bottom},{bottom},{bottom})"))
+        drawn.append("\n")
+    return drawn

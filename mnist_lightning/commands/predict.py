@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +144,13 @@ def _table(file: str, stack: ExitStack) -> Any:
 
 def read(predictor: Any, names: Iterable[str]) -> Iterator[Any]:
     """A Reading for each picture, in their order. Threads open files, so many ahead, while the network reads."""
-    from mnist_lightning.data.pictures import known_formats, sights_of
+    from mnist_lightning.data.pictures import known_formats, sights
     from mnist_lightning.reading import readings
 
     formats, stopped, left = known_formats(), threading.Event(), iter(names)
 
     def opened(few: list[str]) -> list[Any]:
-        return [sight for name in few if not stopped.is_set() for sight in sights_of(name, formats)]
+        return list(sights(takewhile(lambda _: not stopped.is_set(), few), formats))
 
     ahead = os.cpu_count() or 1
     waiting: deque[Future[list[Any]]] = deque()
@@ -161,10 +161,10 @@ def read(predictor: Any, names: Iterable[str]) -> Iterator[Any]:
                 waiting.append(pool.submit(opened, few))
             if not waiting:
                 return
-            sights = waiting.popleft().result()
-            while waiting and waiting[0].done() and len(sights) < AT_ONCE:
-                sights += waiting.popleft().result()
-            yield from readings(predictor, sights)
+            found = waiting.popleft().result()
+            while waiting and waiting[0].done() and len(found) < AT_ONCE:
+                found += waiting.popleft().result()
+            yield from readings(predictor, found)
     finally:
         stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)

@@ -3,12 +3,17 @@
 import io
 import os
 import re
+import stat
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from glob import glob
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+import torch
 from PIL import Image
 
 from mnist_lightning.data import photo, sources
@@ -21,6 +26,7 @@ ENDINGS = re.compile(r"\.(png|jpe?g|jpe|jfif|webp|bmp|dib|tiff?|gif|hei[cf]|hif|
 MOST_BYTES, MOST_PIXELS = 256 << 20, 100_000_000  # of a file; of a picture, but for JPEG, of which a part is decoded
 STDIN = ("-", "/dev/stdin")
 _PIPES = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+")  # what a shell makes of <(command)
+_PLAIN = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 28, 28, 8, 0, 0, 0, 0)  # 8 bits of grey
 Sight = tuple[str, Seen | str]  # what a picture is called, and what is seen on it, or why nothing can be
 
 
@@ -47,42 +53,67 @@ def _is_picture(name: str) -> bool:
     return ENDINGS.search(name) is not None
 
 
-def sights_of(name: str, formats: list[str]) -> Iterator[Sight]:
-    """What is seen in a file: on its picture, on each page of a TIFF, on each image of a data file."""
+def sights(names: Iterable[str], formats: list[str]) -> Iterator[Sight]:
+    """What is seen in files, in their order: on a picture, each page of a TIFF, each image of a data file.
+
+    Files as MNIST's images are often stored come in thousands: those are looked at together.
+    """
+    opened = [(name, _opened(name, formats)) for name in names]
+    plain = bytearray().join(one for _, one in opened if isinstance(one, bytes))
+    images, like = photo.as_they_are(np.frombuffer(plain, np.uint8).reshape(-1, 28, 28))
+    looked_at = zip(torch.from_numpy(images), like.tolist(), strict=True)
+    for name, one in opened:
+        if not isinstance(one, bytes):
+            yield from one
+            continue
+        image, is_like = next(looked_at)
+        yield name, Seen("ok", image, (image,)) if is_like else _seen(Image.frombytes("L", (28, 28), one), 0)
+
+
+def _opened(name: str, formats: list[str]) -> bytes | list[Sight]:
+    """What is seen in a file; of a grey PNG of 28 x 28 its grey levels."""
     try:
-        if (content := _content(name)) is not None:
-            yield from _of_picture(name, content, formats)
-        else:
-            yield from _of_data(name)
+        content = _content(name)
+        if content is None:
+            return list(_of_data(name))
+        if content[:29] == _PLAIN and len(content) < 4096 and b"tRNS" not in content:
+            with suppress(Exception):  # damaged: that is told below
+                return Image.open(io.BytesIO(content), formats=("PNG",)).tobytes()
+        return list(_of_picture(name, content, formats))
     except UserError as error:
-        yield name, str(error).removeprefix(f"{name} ")
+        return [(name, str(error).removeprefix(f"{name} "))]
     except OSError as error:
-        yield name, (error.strerror or first_line(error)).lower()
+        return [(name, (error.strerror or first_line(error)).lower())]
     except MemoryError:
-        yield name, "there is not enough memory for it"
+        return [(name, "there is not enough memory for it")]
 
 
 def _content(name: str) -> bytes | None:
     """A picture's bytes; None of a file of data."""
     if name in STDIN:
         return _limited(sys.stdin.buffer)
-    if os.path.isdir(name):
+    mode, size = (found := os.stat(name)).st_mode, found.st_size
+    if stat.S_ISDIR(mode):
         raise UserError("holds no pictures; files of data are named one by one")
-    if os.path.exists(name) and not os.path.isfile(name) and not _PIPES.fullmatch(name):
+    if not stat.S_ISREG(mode) and not _PIPES.fullmatch(name):
         raise UserError("is a pipe or a device")
     if not _is_picture(name) and _parts(Path(name)):
         return None
     with open(name, "rb", buffering=0) as file:
-        return _limited(file)
+        return _limited(file) if not stat.S_ISREG(mode) or size > MOST_BYTES else _some(file.read())
 
 
 def _limited(file: BinaryIO | io.RawIOBase) -> bytes:
-    content = file.read(MOST_BYTES + 1) or b""
-    if isinstance(file, io.FileIO) and not file.seekable():  # a pipe gives what is in it
-        while len(content) <= MOST_BYTES and (more := file.read(1 << 20)):
-            content += more
+    """All that a pipe gives, if that is not too much."""
+    content = bytearray()
+    while len(content) <= MOST_BYTES and (more := file.read(1 << 20)):
+        content += more
     if len(content) > MOST_BYTES:
         raise UserError(f"has over {MOST_BYTES >> 20} MB")
+    return _some(bytes(content))
+
+
+def _some(content: bytes) -> bytes:
     if not content:
         raise UserError("is empty")
     return content

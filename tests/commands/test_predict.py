@@ -279,8 +279,8 @@ def test_a_terminal(cli, monkeypatch: pytest.MonkeyPatch):
 def test_half_blocks():
     image = torch.zeros(28, 28, dtype=torch.uint8)
     image[0, 0] = image[1, 1] = image[2, 2] = image[3, 2] = 255
-    lines = "".join(segment.text for segment in answers.half_blocks(image).segments).split("\n")
-    assert len(lines) == 14
+    lines = answers.half_blocks(image).plain.splitlines()
+    assert [len(line) for line in lines] == [28] * 14
     assert [line[:4] for line in lines[:2]] in (["▀▄  ", "  █ "], ["▀▀▀▀", "▀▀▀▀"])  # without colour, with it
 
 
