@@ -26,6 +26,7 @@ from mnist_lightning.predictor import PRETRAINED, Predictor, pretrained
 from mnist_lightning.processes import Signals
 from mnist_lightning.run import Run, base_name, run_and_file
 from mnist_lightning.settings import parsed, taken_by
+from mnist_lightning.training.causes import told
 from mnist_lightning.training.checkpoints import STATE, load_weights, model_of, read_weights
 from mnist_lightning.training.trainer import SignalsAgain, make_trainer
 from mnist_lightning.words import Pairs, file_pairs, merged, pairs_of_words, root_and_name, with_files
@@ -93,6 +94,10 @@ def run_stage(trainer: Trainer, model: Any, data: Any, file: Path, stage: str) -
         outputs = getattr(trainer, stage)(model, datamodule=data, **({} if stage == "predict" else {"verbose": False}))
     except MisconfigurationException as error:
         raise BadSetting(f"--trainer: {first_line(error)}") from error
+    except (RuntimeError, MemoryError) as error:
+        if cause := told(error, trainer, model, None):
+            raise cause from error
+        raise
     result = {"source": data.source if ours else type(data).__name__, "checkpoint": str(file)}
     if stage == "predict":
         if not outputs:

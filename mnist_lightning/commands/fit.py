@@ -9,7 +9,7 @@ from traceback import walk_tb
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Timer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.markup import escape
@@ -21,11 +21,12 @@ from mnist_lightning.commands.start import Start, check_resumable, find_start, w
 from mnist_lightning.config_yaml import resumable
 from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
-from mnist_lightning.errors import UserError, first_line, of_another_process
+from mnist_lightning.errors import UserError, first_line
 from mnist_lightning.files import give_name, sync
 from mnist_lightning.processes import Interrupted, Signals, is_first_process, requeue_slurm_job
 from mnist_lightning.run import Run
 from mnist_lightning.settings import parsed, several
+from mnist_lightning.training.causes import limit_in_force, told
 from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
 from mnist_lightning.training.freeze import FrozenStatistics, freeze
 from mnist_lightning.training.keeper import RunKeeper
@@ -37,7 +38,7 @@ from mnist_lightning.words import Pairs, merged, pairs_of, pairs_of_words, with_
 # How Lightning refuses a setting, or a callback finds that what it looks for is not there
 REFUSED = (MisconfigurationException, RuntimeError, ValueError, LookupError, ImportError, AttributeError)
 # What a checkpoint whose content does not fit comes to
-DOES_NOT_FIT = (*REFUSED, ArithmeticError, TypeError)
+DOES_NOT_FIT = (*REFUSED, ArithmeticError, TypeError, MemoryError)
 
 
 @dataclass
@@ -150,25 +151,32 @@ def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeepe
             say(requeue_slurm_job())
         raise
     except DOES_NOT_FIT as error:
-        if start.file and trainer.global_step <= start.step and not of_another_process(error):
+        if cause := told(error, trainer, model, keeper.run if keeper else None):
+            raise cause from error
+        if start.file and trainer.global_step <= start.step:
             raise UserError(f"{start.file} cannot be continued: {type(error).__name__}: {first_line(error)}") from error
         if not isinstance(error, REFUSED) or not _is_lightnings(error):
             raise
         kind = f"{type(error).__name__}: " if isinstance(error, LookupError | AttributeError) else ""
         raise UserError(f"--trainer: {kind}{first_line(error)}") from error
     if keeper and not keeper.run.last.exists():
-        raise UserError(
-            "there was no step to train: see --trainer.max_epochs, --trainer.max_steps, --trainer.max_time and "
-            "--trainer.limit_train_batches"
-        )
-    if keeper and start.file and trainer.global_step == start.step and trainer.is_global_zero:
-        left = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]
-        late = any(seconds is not None and seconds <= 0 for seconds in left)
-        limit = "max_time" if late else "max_steps" if trainer.max_steps != -1 else "max_epochs"
-        say(f"{start.file} has all its steps: to train on, raise --trainer.{limit}")
-        if start.goes_on and start.file != keeper.run.last:  # a kill came when only best.ckpt was the new one
-            give_name(start.file, keeper.run.last)
-            sync(keeper.run.folder)
+        raise UserError(f"there was no step to train: {limit_in_force(trainer) or 'the data has no mini-batch'}")
+    if keeper and trainer.is_global_zero:
+        _tell_limit(trainer, keeper, start)
+
+
+def _tell_limit(trainer: Trainer, keeper: RunKeeper, start: Start) -> None:
+    """What kept the training from going on, where it is not simply its last epoch."""
+    limit = limit_in_force(trainer)
+    if not start.file or trainer.global_step != start.step:
+        if limit and "max_epochs" not in limit:
+            say(f"The training ends at step {trainer.global_step:,}: {limit}")
+        return
+    raised = "" if "Early" in str(limit) else "; to train on, raise it"
+    say(f"{start.file} has all its steps: {limit or 'there are no more'}{raised}")
+    if start.goes_on and start.file != keeper.run.last:  # a kill came when only best.ckpt was the new one
+        give_name(start.file, keeper.run.last)
+        sync(keeper.run.folder)
 
 
 def _without_finders(callbacks: Any, config: Any, checkpoint: dict[str, Any]) -> list[Any]:

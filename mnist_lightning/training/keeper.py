@@ -18,6 +18,7 @@ from mnist_lightning.files import give_name, sync
 from mnist_lightning.processes import Interrupted, Signals
 from mnist_lightning.run import Run
 from mnist_lightning.training import loop_state
+from mnist_lightning.training.causes import refuse_lone_images
 from mnist_lightning.training.checkpoint_content import FORMAT, STATE, plain
 from mnist_lightning.training.checkpoints import model_name
 from mnist_lightning.training.loggers import identities
@@ -73,6 +74,7 @@ class RunKeeper(Checkpoint):
         self._anywhere = loop_state.stops_anywhere(trainer)
         if not self._anywhere and trainer.is_global_zero:
             say("The training data has no state to go on from inside an epoch: checkpoints are taken at epochs' ends")
+        refuse_lone_images(trainer, module)
         self._saved_at, self.saved_step = time.monotonic(), trainer.global_step
         if self.resumed is not None and self.resumed["batch"]:
             for callback in trainer.callbacks:  # Lightning tells none of an epoch that goes on

@@ -35,14 +35,14 @@ def test_a_run_with_nothing_left_to_train_says_how_to_go_on(fit, cli):
     fit("--run", "done")
     result = cli("fit", "--run", "done", "--ckpt_path", "last")
     assert (result.status, result.err) == (0, "")
-    assert "checkpoints/done/last.ckpt has all its steps: to train on, raise --trainer.max_epochs" in result.out
+    assert "done/last.ckpt has all its steps: --trainer.max_epochs is 1; to train on, raise it" in result.out
 
 
 def test_a_run_whose_time_is_used_up_says_so(fit, cli):
     fit("--run", "a", "--trainer.max_epochs", -1, "--trainer.max_time", "00:00:00:01", "--model.lr", 0)
     result = cli("fit", "--run", "a", "--ckpt_path", "last")
     assert (result.status, result.err) == (0, "")
-    assert "has all its steps: to train on, raise --trainer.max_time" in result.out
+    assert "has all its steps: --trainer.max_time is used up; to train on, raise it" in result.out
 
 
 def test_going_on_from_a_file_elsewhere_starts_a_run_of_its_own(fit, cli, tmp_path: Path):
