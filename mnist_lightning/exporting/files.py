@@ -33,7 +33,8 @@ class Grey(nn.Module):
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
-        self.network, (self.mean, self.std) = predictor.model, predictor.normalize
+        self.network: Any = predictor.model
+        self.mean, self.std = predictor.normalize
         self.temperature = predictor.temperature
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,8 +86,9 @@ def described(predictor: Predictor) -> tuple[list[dict[str, Any]], Tensor]:
             bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
             layers.append({"kind": "linear", "out": layer.out_features, "at": keep(layer.weight, bias)})
         elif isinstance(layer, nn.BatchNorm2d):
-            factor = layer.weight / torch.sqrt(layer.running_var + layer.eps)  # type: ignore[operator]
-            layers.append({"kind": "scale", "at": keep(factor, layer.bias - layer.running_mean * factor)})
+            state: Any = layer
+            factor = state.weight / torch.sqrt(state.running_var + layer.eps)
+            layers.append({"kind": "scale", "at": keep(factor, state.bias - state.running_mean * factor)})
         elif isinstance(layer, nn.ZeroPad2d):
             layers.append({"kind": "pad", "by": layer.padding[0]})
         elif isinstance(layer, nn.MaxPool2d):
