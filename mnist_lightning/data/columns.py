@@ -34,8 +34,8 @@ class Layout(NamedTuple):
         return f"a line takes {len(self.pixels)} pixels and {label}, as most do"
 
 
-def layout_of(start: Lines, where: object, label: str) -> Layout | None:
-    """That of a table which begins with these lines; None: it is no table of pixels."""
+def layout_of(start: Lines, more: list[bytes], where: object, label: str) -> Layout | None:
+    """That of a table which begins with these lines and has `more` later on; None: it is no table of pixels."""
     rows = [
         row for row in zip(start.numbers, start.text.split(b"\n"), strict=False) if row[1].partition(b"#")[0].strip()
     ]
@@ -50,6 +50,8 @@ def layout_of(start: Lines, where: object, label: str) -> Layout | None:
     if not table:
         return None
     others = _numbering(names, table)
+    later = [cells_of(line, separator) for line in more]  # the first lines of what is sorted are all of one class
+    table += [row for row in later if len(row) == columns]
     rest = [index for index in range(columns) if index not in others]
     column, told = _label_column(names, rest, table, label, where)
     pixels = [index for index in rest if index != column]

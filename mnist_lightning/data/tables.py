@@ -10,7 +10,7 @@ import torch
 from mnist_lightning.data.columns import Layout, layout_of
 from mnist_lightning.data.delimited import Lines, bare, pieces, refuse, values_of
 from mnist_lightning.data.digits import SIDE, Digits, Part, digits_of, fitted, kind_of, scaling
-from mnist_lightning.data.packed import Item, items_of, unpacked
+from mnist_lightning.data.packed import Item, Unpacked, items_of, unpacked
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import whole_file
 
@@ -41,7 +41,16 @@ def _parts(root: Path, file: Path, label: str) -> Iterator[Part]:
 def _layout(item: Item, label: str) -> Layout | None:
     with unpacked(item) as source:
         start = next(pieces(source.file, item), None)
-        return layout_of(start, item, label) if start else None
+        return layout_of(start, _later(source), item, label) if start else None
+
+
+def _later(source: Unpacked) -> list[bytes]:
+    """Some lines from all over a file, if it is a large one that is not packed."""
+    lines: list[bytes] = []
+    for eighth in range(1, 8) if source.size > 1 << 20 and not source.packing else ():
+        source.file.seek(source.size * eighth // 8)
+        lines += source.file.read(1 << 15).split(b"\n")[1:-1]
+    return lines
 
 
 # ---------------------------------------------------------------------- reading and writing

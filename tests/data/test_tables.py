@@ -195,6 +195,17 @@ def test_label_first_or_last_can_be_said(tmp_path: Path):
     assert same(only(path, label="d").read(), images, labels)
 
 
+def test_sorted_by_class(tmp_path: Path):
+    """The first lines are all of one class; later ones tell that their last column is the label, and of letters."""
+    images, _ = some(800)
+    labels = [*"0123456789abcdefghijklmnopqrstuvwxyz"]
+    sorted_labels = [labels[at * 36 // 800] for at in range(800)]
+    for names in (sorted_labels, [label if label.isdigit() else "9" for label in sorted_labels]):
+        digits = read(tmp_path / "a.csv", table(images, names, label=-1))
+        assert [digits.names[label] for label in digits.labels.tolist()] == names
+        assert torch.equal(digits.images, images)
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, "zip"])
 def test_packed(tmp_path: Path, pack):
     """Told by content: the file's name says nothing."""
