@@ -113,7 +113,7 @@ def train(pairs: Pairs, signals: Signals) -> Result:
             if start.run is None:
                 keeper.run = new = Run.new(start.root, start.name, start.exact)
             else:
-                keeper.run.hold()
+                start.hold()
             _write_settings(config, data, keeper.run)
             keeper.run.note_job(start.job)
             _announce(data, model, keeper.run, start.file)

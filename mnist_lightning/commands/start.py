@@ -31,6 +31,14 @@ class Start:
     file: Path | None = None
     checkpoint: dict[str, Any] | None = None
     goes_on: bool = True  # where that run ended; else from a checkpoint that was named
+    read_at: Any = None  # which state of that file the checkpoint is
+
+    def hold(self) -> None:
+        """Holds the run that goes on; refuses if another process has trained it since the checkpoint was read."""
+        assert self.run is not None
+        self.run.hold()
+        if self.file and self.read_at != _state_of(self.file):
+            raise UserError(f"{self.file} is another than a moment ago, by another training in {self.run}: start again")
 
     @property
     def step(self) -> int:
@@ -53,6 +61,7 @@ def find_start(pairs: Pairs) -> Start:
         if start.run and any(start.run.folder.glob("*.ckpt")):  # else it had not got to its first step
             start.file = start.run.checkpoint("last")
     if start.file:
+        start.read_at = _state_of(start.file)
         start.checkpoint = read_checkpoint(start.file)
         if "format" not in start.checkpoint[STATE]:  # position and order meant something else
             raise UserError(
@@ -66,6 +75,10 @@ def find_start(pairs: Pairs) -> Start:
         if not _computes_in_bf16(asked.get("trainer.accelerator")):
             start.settings += [("trainer.precision", None)]
     return start
+
+
+def _state_of(file: Path) -> tuple[int, int] | None:
+    return (file.stat().st_ino, file.stat().st_mtime_ns) if file.is_file() else None
 
 
 def _settings_of(checkpoint: dict[str, Any], file: Path, root: Path, asked: dict[str, Any]) -> Pairs:
