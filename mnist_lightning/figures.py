@@ -30,6 +30,7 @@ INK, MUTED, GRID, PAPER = "#1b1d21", "#5a616b", "#d9dde3", "#ffffff"
 SERIES = ("#1558c0", "#b3470b", "#19703c", "#8a2fa8", "#a3233f", "#0b6f80")  # 4.5:1 on white, each
 HEAT = LinearSegmentedColormap.from_list("heat", [PAPER, "#f6c9a8", "#b3470b"])
 WORDS = {"train": "training", "val": "validation", "test": "test"}
+LONGEST = 20  # letters of a class's name
 MOST_MARKED = 30  # points of a curve that each get a dot
 Numbers = Any  # a tensor, an array or a list
 
@@ -206,7 +207,7 @@ def _matrix_figure(matrix: Any, names: list[str]) -> Figure:
     shares = wrong / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap=HEAT, norm=PowerNorm(0.5, vmin=0, vmax=max(shares.max(), 0.01)), interpolation="nearest")
     size = 9 if classes <= 12 else 6.5 if classes <= 36 else 4.5
-    dark = 0.55 * math.sqrt(max(shares.max(), 0.01))
+    dark = 0.8 * math.sqrt(max(shares.max(), 0.01))
     for (row, column), count in np.ndenumerate(matrix):
         if count:
             on_dark = row != column and math.sqrt(shares[row, column]) > dark
@@ -299,7 +300,8 @@ def _text(words: str) -> str:
 
 
 def _name(label: int, names: Sequence[str] | None) -> str:
-    return _text(names[label]) if names and label < len(names) else str(label)
+    name = names[label] if names and label < len(names) else str(label)
+    return _text(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…")
 
 
 def _images(images: Numbers) -> Tensor:

@@ -109,22 +109,22 @@ def _run(root: Path, name: str) -> Run:
 
 
 def _reports(root: Path, named: list[str], asked: dict[str, str]) -> None:
-    if not named and "json" not in asked and (runs := Run.all(root)):
+    which, file = _checkpoint(asked.get("ckpt_path"))
+    if file and len(named) > 1:
+        raise BadSetting("--ckpt_path FILE is of one run: to compare files, name them as the runs are named")
+    if not named and not file and "json" not in asked and (runs := Run.all(root)):
         terminal.all_runs([read_history(run) for run in runs])
     for name in named:  # a mistake is said before torch is imported
         if not _is_file(name) and name != SHIPPED:
             _run(root, name)
     image = _whole(asked["image"]) if "image" in asked else None
-    if asked.get("ckpt_path", "best") not in ("best", "last"):
-        named, which = [*named, asked["ckpt_path"]], None
-    else:
-        which = asked.get("ckpt_path")
 
     from mnist_lightning.report.build import build  # with it comes torch
 
     settings = [(flag, value) for flag, value in asked.items() if flag.partition(".")[0] == "data"]
     reports = []
-    for source in _sources(root, named):
+    for source in _sources(root, named or ([file] if file else [])):
+        source.file = Path(file) if file and named else source.file
         if "json" not in asked and len(named) < 2:
             history = source.history()
             if history.epochs:
@@ -136,6 +136,11 @@ def _reports(root: Path, named: list[str], asked: dict[str, str]) -> None:
         _one(reports[0], output, "json" in asked)
     else:
         _several(reports, output, root, "json" in asked)
+
+
+def _checkpoint(asked: str | None) -> tuple[str | None, str | None]:
+    """Which of a run's checkpoints is meant, or the file."""
+    return (asked, None) if asked in (None, "best", "last") else (None, asked)
 
 
 def _whole(text: str) -> int:

@@ -8,7 +8,7 @@ from mnist_lightning import figures
 from mnist_lightning.commands.evaluate import _of_training
 from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.files import write_whole
-from mnist_lightning.predictor import Predictor
+from mnist_lightning.predictor import Predictor, pretrained
 from mnist_lightning.report.evaluation import Evaluation, evaluate, first_layer
 from mnist_lightning.report.history import History, read_history
 from mnist_lightning.report.measures import worst
@@ -29,7 +29,9 @@ class Source:
     file: Path | None = None  # a checkpoint that was asked for
 
     def history(self) -> History:
-        return read_history(self.run) if self.run else History(self.name)
+        history = read_history(self.run or Run(pretrained().parent)) if self.run or not self.file else History("")
+        history.name = self.name
+        return history
 
 
 def build(source: Source, asked: Pairs, which: str | None = None, image: int | None = None) -> Report:

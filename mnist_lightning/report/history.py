@@ -51,11 +51,9 @@ class History:
     @property
     def images_per_epoch(self) -> float | None:
         """Training examples of one epoch, where they were counted."""
-        rates = [point.images / point.epoch for point in self._points() if point.images and point.epoch]
-        return max(rates, default=None)
-
-    def _points(self) -> list[Point]:
-        return [point for points in self.curves.values() for point in points]
+        counted = [point for points in self.curves.values() for point in points if point.images and point.epoch]
+        last = max(counted, key=lambda point: point.epoch, default=None)
+        return last.images / last.epoch if last and last.images else None
 
 
 def read_history(run: Run) -> History:
@@ -67,6 +65,9 @@ def read_history(run: Run) -> History:
     history.sessions = read_sessions(run.folder / "sessions.jsonl")
     steps = _steps_per_epoch(rows)
     history.curves = _curves(rows, steps)
+    if rate := history.images_per_epoch:
+        for point in (point for points in history.curves.values() for point in points if point.images is None):
+            point.images = point.epoch * rate  # a validation inside an epoch
     starts = [session["step"] for session in history.sessions]
     history.resumed = sorted({step / steps for step in starts if step}) if steps else []
     if history.damaged:

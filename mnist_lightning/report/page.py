@@ -15,6 +15,7 @@ from mnist_lightning.report.svg import image, in_colours, inline
 
 SAMPLES = 40
 FILTERS = 64
+SHORT = 3  # letters of a name that is written across its column
 CROWDED = 12  # classes from which on a matrix is set smaller
 Found = dict[str, Any]  # of `summary.numbers`
 
@@ -142,10 +143,11 @@ def confusion(told: Found) -> str:
         cells = "".join(_cell(n, place == k, n / max(sum(row), 1), worst) for k, n in enumerate(row))
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     size = "1rem" if len(names) <= CROWDED else ".8rem"
-    sizes = f"--cell: {size}; --print: {min(10.0, 300 / max(len(names), 1)):.1f}pt"
+    sizes = f"--cell: {size}; --print: {min(10.0, 400 / max(len(names), 1)):.1f}pt"
+    long = " long" if max(map(len, names)) > SHORT else ""
     caption = "Rows: true label; columns: predicted. Right ones are bold; an error is the darker, the larger its share "
     text = f"""<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">
-<table class="confusion" style="{sizes}"><caption>{caption}of its row. Empty: none.</caption>
+<table class="confusion{long}" style="{sizes}"><caption>{caption}of its row. Empty: none.</caption>
 <thead><tr><td class="corner">true \\ predicted</td>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>"""
     pairs = [[pair["true"], pair["read"], f"{pair['images']:,}"] for pair in told["most_confused"]]
     return text + (table("Taken for another most often", ["true", "read as", "images"], pairs) if pairs else "")

@@ -177,6 +177,7 @@ def test_images_that_are_gone(fit, cli, tiny_mnist, no_network):
     assert json.loads(cli("report", "a", "--data.root", "gone", "--json").out)["evaluation"] is None
 
 
+@pytest.mark.slow
 def test_text_without_test_images_is_measured_on_held_out_ones(cli, tiny_mnist):
     cli("convert", "--data.root", tiny_mnist, "--data.source", "mnist", "--split", "train", "--output", "train.txt")
     words = "--model MLP --model.hidden [8] --data.source text --data.train_file train.txt --data.val_size 50"
@@ -209,6 +210,31 @@ def test_a_network_and_data_of_the_users_own(mine, cli):
     assert (result.status, result.err) == (0, "")
     assert "40 images" in result.out
     assert "First layer" in page(RUNS / "a" / "report")  # what each unit weighs the pixels with
+
+
+def test_without_a_run_the_shipped_weights_are_shown(cli, tiny_mnist):
+    result = cli("report", "--data.root", tiny_mnist, "--json")
+    found = json.loads(result.out)
+    assert (found["run"], found["page"]) == ("the shipped weights", "checkpoints/pretrained/report/index.html")
+    assert found["evaluation"]["accuracy"] > 0.9  # of digits that the program draws
+    assert page(RUNS / "pretrained" / "report")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_file(fit, cli):
+    fit("--run", "a")
+    told = [
+        json.loads(cli("report", *words, "--json").out)["evaluation"]["sha256"]
+        for words in (
+            ["a", "--ckpt_path", "last"],
+            [RUNS / "a" / "best.ckpt"],
+            ["a", "--ckpt_path", RUNS / "a/last.ckpt"],
+        )
+    ]
+    assert len(set(told)) == 1
+    assert one_line(cli("report", "a", "--ckpt_path", "no.ckpt")).startswith("no.ckpt cannot be read")
+    result = cli("report", "a", "b", "--ckpt_path", "no.ckpt")
+    assert (result.status, one_line(result)[:29]) == (2, "--ckpt_path FILE is of one ru")
 
 
 def test_an_image_that_is_not_there(fit, cli):
@@ -257,6 +283,7 @@ def test_runs_side_by_side(fit, cli):
     assert "--model.lr" in text
 
 
+@pytest.mark.slow
 def test_different_images_are_not_compared(fit, cli, tiny_digits, tmp_path):
     fit("--run", "a")
     fit("--run", "b", "--data.root", write_mnist(tmp_path / "other", *tiny_digits[::-1]))
