@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -38,8 +39,8 @@ Exit status 1 if a file could not be read; the others are read all the same.
 """
 FLAGS = ("run", "ckpt_path", "save_seen", "trainer.default_root_dir", "json", "csv", "debug")
 SWITCHES = ("json", "debug")
-FEW = 16  # files that a thread opens in one go
-AT_ONCE = 1000  # images that the network reads in one go
+FEW, AT_ONCE = 16, 500  # files that a thread opens in one go: at first, and of small ones that are opened soon
+SOON = 0.3  # seconds
 
 
 def command(name: str, words: list[str], signals: Signals) -> None:
@@ -147,23 +148,23 @@ def read(predictor: Any, names: Iterable[str]) -> Iterator[Any]:
     from mnist_lightning.data.pictures import known_formats, sights
     from mnist_lightning.reading import readings
 
-    formats, stopped, left = known_formats(), threading.Event(), iter(names)
+    formats, stopped, left, few = known_formats(), threading.Event(), iter(names), FEW
 
-    def opened(few: list[str]) -> list[Any]:
-        return list(sights(takewhile(lambda _: not stopped.is_set(), few), formats))
+    def opened(some: list[str]) -> tuple[list[Any], float]:
+        start = time.perf_counter()
+        return list(sights(takewhile(lambda _: not stopped.is_set(), some), formats)), time.perf_counter() - start
 
     ahead = os.cpu_count() or 1
-    waiting: deque[Future[list[Any]]] = deque()
+    waiting: deque[Future[tuple[list[Any], float]]] = deque()
     pool = ThreadPoolExecutor(ahead, thread_name_prefix="pictures")
     try:
         while True:
-            while len(waiting) < 4 * ahead and (few := list(islice(left, FEW))):
-                waiting.append(pool.submit(opened, few))
+            while len(waiting) < 2 * ahead and (some := list(islice(left, few))):
+                waiting.append(pool.submit(opened, some))
             if not waiting:
                 return
-            found = waiting.popleft().result()
-            while waiting and waiting[0].done() and len(found) < AT_ONCE:
-                found += waiting.popleft().result()
+            found, seconds = waiting.popleft().result()
+            few = min(2 * few, AT_ONCE) if seconds < SOON else FEW
             yield from readings(predictor, found)
     finally:
         stopped.set()

@@ -4,7 +4,6 @@ import io
 import os
 import re
 import stat
-import struct
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mnist_lightning.data import photo, sources
+from mnist_lightning.data import parquet, photo, png, sources, tables
 from mnist_lightning.data.digits import Part
 from mnist_lightning.data.photo import Seen
 from mnist_lightning.errors import UserError, first_line
@@ -26,7 +25,7 @@ ENDINGS = re.compile(r"\.(png|jpe?g|jpe|jfif|webp|bmp|dib|tiff?|gif|hei[cf]|hif|
 MOST_BYTES, MOST_PIXELS = 256 << 20, 100_000_000  # of a file; of a picture, but for JPEG, of which a part is decoded
 STDIN = ("-", "/dev/stdin")
 _PIPES = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+")  # what a shell makes of <(command)
-_PLAIN = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 28, 28, 8, 0, 0, 0, 0)  # 8 bits of grey
+READERS = getattr(sources, "READERS", (tables.recognise, parquet.recognise))
 Sight = tuple[str, Seen | str]  # what a picture is called, and what is seen on it, or why nothing can be
 
 
@@ -59,26 +58,26 @@ def sights(names: Iterable[str], formats: list[str]) -> Iterator[Sight]:
     Files as MNIST's images are often stored come in thousands: those are looked at together.
     """
     opened = [(name, _opened(name, formats)) for name in names]
-    plain = bytearray().join(one for _, one in opened if isinstance(one, bytes))
-    images, like = photo.as_they_are(np.frombuffer(plain, np.uint8).reshape(-1, 28, 28))
-    looked_at = zip(torch.from_numpy(images), like.tolist(), strict=True)
+    plain = [one for _, one in opened if isinstance(one, png.Rows)]
+    levels = png.pixels_of(plain) if plain else np.zeros((0, 28, 28), np.uint8)
+    images, like = photo.as_they_are(levels)
+    looked_at = zip(torch.from_numpy(images), levels, like.tolist(), strict=True)
     for name, one in opened:
-        if not isinstance(one, bytes):
+        if not isinstance(one, png.Rows):
             yield from one
             continue
-        image, is_like = next(looked_at)
-        yield name, Seen("ok", image, (image,)) if is_like else _seen(Image.frombytes("L", (28, 28), one), 0)
+        image, level, is_like = next(looked_at)
+        yield name, Seen("ok", image, (image,)) if is_like else _seen(Image.fromarray(level), 0)
 
 
-def _opened(name: str, formats: list[str]) -> bytes | list[Sight]:
-    """What is seen in a file; of a grey PNG of 28 x 28 its grey levels."""
+def _opened(name: str, formats: list[str]) -> png.Rows | list[Sight]:
+    """What is seen in a file; of a plain grey PNG of 28 x 28 its rows."""
     try:
-        content = _content(name)
+        content = _content(name, formats)
         if content is None:
             return list(_of_data(name))
-        if content[:29] == _PLAIN and len(content) < 4096 and b"tRNS" not in content:
-            with suppress(Exception):  # damaged: that is told below
-                return Image.open(io.BytesIO(content), formats=("PNG",)).tobytes()
+        if (rows := png.rows_of(content, 28 * 28)) and rows.shape == (28, 28, 1):
+            return rows
         return list(_of_picture(name, content, formats))
     except UserError as error:
         return [(name, str(error).removeprefix(f"{name} "))]
@@ -88,7 +87,7 @@ def _opened(name: str, formats: list[str]) -> bytes | list[Sight]:
         return [(name, "there is not enough memory for it")]
 
 
-def _content(name: str) -> bytes | None:
+def _content(name: str, formats: list[str]) -> bytes | None:
     """A picture's bytes; None of a file of data."""
     if name in STDIN:
         return _limited(sys.stdin.buffer)
@@ -97,7 +96,7 @@ def _content(name: str) -> bytes | None:
         raise UserError("holds no pictures; files of data are named one by one")
     if not stat.S_ISREG(mode) and not _PIPES.fullmatch(name):
         raise UserError("is a pipe or a device")
-    if not _is_picture(name) and _parts(Path(name)):
+    if stat.S_ISREG(mode) and size and not _is_picture(name) and not _opens(name, formats) and _parts(Path(name)):
         return None
     with open(name, "rb", buffering=0) as file:
         return _limited(file) if not stat.S_ISREG(mode) or size > MOST_BYTES else _some(file.read())
@@ -120,6 +119,13 @@ def _some(content: bytes) -> bytes:
 
 
 # ---------------------------------------------------------------------- pictures
+
+
+def _opens(name: str, formats: list[str]) -> bool:
+    """Whether the beginning of a file is that of a picture, whatever its name."""
+    with suppress(Exception), Image.open(name, formats=formats):
+        return True
+    return False
 
 
 def known_formats() -> list[str]:
@@ -178,7 +184,7 @@ def _parts(path: Path) -> list[Part]:
     """The digits of a data file, such as Kaggle's test.csv; none of a file that is something else."""
     if not path.is_file():
         return []
-    return [part for reader in getattr(sources, "READERS", ()) for part in reader(path, [path])]
+    return [part for reader in READERS for part in reader(path, [path])]
 
 
 def _of_data(name: str) -> Iterator[Sight]:
@@ -191,7 +197,7 @@ def _of_data(name: str) -> Iterator[Sight]:
 
 def is_unlabelled(name: str) -> bool:
     """Whether this is a data file without labels, of which Kaggle's form of a submission can be made."""
-    if name in STDIN or _is_picture(name):
+    if name in STDIN or _is_picture(name) or _opens(name, known_formats()):
         return False
     parts = _parts(Path(name))
     return bool(parts) and not any(part.labelled for part in parts)

@@ -248,6 +248,25 @@ def test_a_table(cli):
     assert len(Path("out.csv").read_text().splitlines()) == 2
 
 
+def test_files_of_data_and_kaggles_form(cli):
+    images, labels = synthetic_digits(30, seed=7)
+    header = ",".join(f"pixel{number}" for number in range(784))
+    lines = [",".join(map(str, image)) for image in images.flatten(1).tolist()]
+    Path("test.csv").write_text("\n".join([header, *lines]) + "\n")
+    best = Predictor()(images).argmax(1).tolist()
+    result = cli("predict", "test.csv", "--csv", *SHIPPED)
+    assert result.status == 0
+    assert result.out == "".join(["ImageId,Label\n", *(f"{row},{digit}\n" for row, digit in enumerate(best, 1))])
+    labelled = [f"{label},{line}" for label, line in zip(labels.tolist(), lines, strict=True)]
+    Path("train.csv").write_text("\n".join([f"label,{header}", *labelled]) + "\n")
+    found = rows(cli("predict", "train.csv", "--json", *SHIPPED).out)
+    assert [row["file"] for row in found] == [f"train.csv#{number}" for number in range(1, 31)]
+    assert [row["digit"] for row in found] == best
+    Path("broken.csv").write_text(f"{header}\n1,2,x\n")
+    result = cli("predict", "broken.csv", *SHIPPED)
+    assert (result.status, result.err.count("\n")) == (1, 2)
+
+
 def test_what_the_network_saw(cli):
     four().save("a.png")
     numbers(2).save("b.png")
