@@ -121,7 +121,9 @@ def paper_photo(size: tuple[int, int], rng: Generator, lines: str, shadow: bool)
     width, height = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     tone = np.array([rng.uniform(195, 245)] * 3) * rng.uniform((0.96, 0.96, 0.86), (1.0, 1.0, 1.0))
-    grain = ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), 2).astype(np.float32) * rng.uniform(2, 10)
+    grain = ndimage.gaussian_filter(rng.standard_normal((height, width), np.float32), 2).astype(
+        np.float32
+    ) * rng.uniform(2, 10)
     page = np.ones((height, width, 3), np.float32) * tone + grain[..., None]
     pitch = min(size) / rng.uniform(6, 22)
     angle, bend = rng.normal(0, 0.04), rng.normal(0, 0.03)
@@ -149,7 +151,7 @@ def photo(
     strokes: Strokes | None, rng: Generator, lines: str = "white", shadow: bool = False, wide: bool = False
 ) -> Image.Image:
     """A phone's photo of ballpoint or marker on paper."""
-    size = (int(rng.integers(500, 1500)), int(rng.integers(500, 1500)))
+    size = (int(rng.integers(400, 1100)), int(rng.integers(400, 1100)))
     if rng.random() < 0.3 and not wide:
         size = size[0] // 3, size[1] // 3
     page, light = paper_photo(size, rng, lines, shadow)
@@ -167,9 +169,9 @@ def photo(
         ink = (ink * wear * rng.uniform(0.75, 1))[..., None]
         colour = np.array([(25, 25, 30), (30, 40, 130), (60, 60, 70), (150, 30, 40), (20, 20, 20)][rng.integers(5)])
         page = page * (1 - ink) + ink * colour
-    page = page * light[..., None]
+    page = (page * light[..., None]).astype(np.float32)
     page = ndimage.gaussian_filter(page, (s := rng.uniform(0.4, 1.6), s, 0))
-    page = page + rng.normal(0, rng.uniform(1, 7), page.shape)
+    page = page + rng.uniform(1, 7) * rng.standard_normal(page.shape, np.float32)
     return jpeg(Image.fromarray(page.clip(0, 255).astype(np.uint8)), rng)
 
 

@@ -24,11 +24,14 @@ class Ink(NamedTuple):
 
 def drawn(grey: Image) -> Ink | None:
     """Ink on even paper, as on a canvas; None where it is not that: a photo, a scan, ruled paper."""
-    paper = float(np.bincount(grey.astype(np.uint8).ravel(), minlength=256).argmax())
+    sample = grey[:: 1 + grey.shape[0] // 500, :: 1 + grey.shape[1] // 500]
+    paper = float(np.bincount(sample.astype(np.uint8).ravel(), minlength=256).argmax())
+    if np.mean(np.abs(sample - paper) <= 8) < 0.5:
+        return None
     away = np.abs(grey - paper)
     most = float(away.max())
-    if np.mean(away <= 8) < 0.5 or most < 8:
-        return None if most >= 8 else Ink(np.zeros_like(grey), 0.0)
+    if most < 8:
+        return Ink(np.zeros_like(grey), 0.0)
     strength = away / most
     between = (strength > 0.2) & (strength < 0.6)  # soft edges, else shades
     edges = ndimage.binary_dilation(strength >= 0.6, _ROUND, iterations=1 + max(grey.shape) // 100)
@@ -43,19 +46,21 @@ def photographed(grey: Image) -> Ink:
     if _light_on_dark(grey):
         grey = 255 - grey
     window = int(0.2 * min(grey.shape)) | 1
-    paper = ndimage.uniform_filter(ndimage.grey_closing(grey, (window, window)), 3)
+    paper = ndimage.uniform_filter(ndimage.grey_closing(grey, (window, window), mode="nearest"), 3)
     strength = np.maximum(paper - grey, 0) / np.maximum(paper, 48)
     strength = _without_rulings(strength)
     return Ink(strength, _noise(strength))
 
 
 def _light_on_dark(grey: Image) -> bool:
-    """Whether light parts stray further than dark ones from the median around them."""
-    step = -(-max(grey.shape) // _SMALL)
-    small = shrunk(grey, step)
-    window = max(3, int(0.4 * max(small.shape)) | 1)
-    away = (small - ndimage.median_filter(small, window, mode="reflect")) / 255
-    return float((np.maximum(away, 0) ** 3).sum()) > float((np.maximum(-away, 0) ** 3).sum())
+    """Whether light parts stray further than dark ones from the median around them; shadows are too wide to count."""
+    small = shrunk(grey, -(-max(grey.shape) // _SMALL)) / 255
+    window, stroke = (max(3, int(share * max(small.shape)) | 1) for share in (0.4, 0.2))
+    away = small - ndimage.median_filter(small, window, mode="nearest")
+    dark = ndimage.grey_closing(small, (stroke, stroke), mode="nearest") - small
+    light = small - ndimage.grey_opening(small, (stroke, stroke), mode="nearest")
+    light, dark = np.minimum(away, light), np.minimum(-away, dark)
+    return float((np.maximum(light, 0) ** 3).sum()) > 3 * float((np.maximum(dark, 0) ** 3).sum())  # chalk is rare
 
 
 def _noise(strength: Image) -> float:
@@ -85,38 +90,39 @@ def _without_rulings(strength: Image) -> Image:
 
 
 def _without_rows(strength: Image) -> Image:
-    """Less the lines that run from the left to the right, at a slope of up to 0.2."""
+    """Less the lines that run from the left to the right edge, at a slope of up to 0.2."""
     height, width = strength.shape
-    if height < 40 or width < 40:
+    if min(height, width) < 40:
         return strength
-    slope = _slope(strength)
-    if slope is None:
-        return strength
-    shift = np.rint(slope * (np.arange(width) - width / 2)).astype(int)
+    shift = np.rint(_slope(strength) * (np.arange(width) - width / 2)).astype(int)
     rows = (np.arange(height)[:, None] + shift) % height
-    level = np.take_along_axis(strength, rows, 0)
+    level = np.take_along_axis(strength, rows, 0)  # the lines lie flat
     thick = max(1, round(min(height, width) / 200))
     near = ndimage.maximum_filter1d(level, 2 * thick + 1, axis=0)
-    # A line is where something lies along most of a long way, and nothing a few lines above and below.
-    length = int(0.3 * width) | 1
-    along = ndimage.uniform_filter1d((near > FAINT / 2).astype(np.float32), length, axis=1)
-    middle = ndimage.percentile_filter(near[:, :: max(1, length // 15)], 50, (1, 15))
-    middle = np.repeat(middle, max(1, length // 15), axis=1)[:, :width]
-    line = np.where(along > 0.75, middle, 0)
-    level = np.maximum(level - 1.2 * line, 0)
+    # A line is there along most of a part, and of most parts: a digit's bar ends.
+    along = ndimage.uniform_filter1d((near > FAINT / 2).astype(np.float32), int(0.2 * width) | 1, axis=1) > 0.8
+    through = ndimage.maximum_filter1d(along, 6 * thick + 1, axis=0).mean(1) > 0.85
+    line = along & through[:, None]
+    if not line.any():
+        return strength
+    depth = float(np.median(near[line]))
+    ink = (level > max(1.7 * depth, depth + 0.1)) | ~line
+    rest = np.where(ink, level, 0)
+    bridged = ndimage.grey_closing(ndimage.maximum_filter1d(rest, 3, axis=1), (4 * thick + 3, 1))
+    rest = np.where(ink, level, np.minimum(level, bridged))  # a stroke that crosses the line, no darker than it
     back = np.empty_like(strength)
-    np.put_along_axis(back, rows, level, 0)
+    np.put_along_axis(back, rows, rest, 0)
     return back
 
 
-def _slope(strength: Image) -> float | None:
-    """The slope along which rows differ most in strength; None where no line stands out of the rows."""
+def _slope(strength: Image) -> float:
+    """The slope along which rows differ most in strength."""
     step = max(1, max(strength.shape) // 300)
     small = np.minimum(ndimage.maximum_filter1d(strength, step, axis=0)[::step, ::step], 0.3)
     height, width = small.shape
     blocks = small[:, : width // 16 * 16].reshape(height, 16, -1).mean(2)  # few columns, each the mean of many
     places = (np.arange(16) + 0.5) * (width // 16) - width / 2
-    best, found = 0.0, None
+    best, found = 0.0, 0.0
     rows = np.arange(height)[:, None]
     for slope in np.linspace(-0.2, 0.2, 41):
         sheared = np.take_along_axis(blocks, (rows + np.rint(slope * places).astype(int)) % height, 0)

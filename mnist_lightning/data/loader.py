@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mnist_lightning.data.augment import draws
+
 AT_ONCE = 4096  # images gathered and prepared together: few enough for the processor's cache
 
 
@@ -33,7 +35,8 @@ def seed_generators(device: torch.device, seed: int) -> None:
 class TensorLoader:
     """An iterable of mini-batches (images, labels int64 [n]) of `images` uint8 [N, 28, 28] and `labels` [N].
 
-    `subset` (int [M]) restricts it to some images. `prepare` makes of images what a network takes. `batch_size` counts
+    `subset` (int [M]) restricts it to some images. `prepare` makes of images what a network takes,
+    after `augment` has changed them by random numbers of their own (data/augment.py). `batch_size` counts
     images on this rank, as everywhere in Lightning; a mini-batch of all ranks together has `batch_size * world_size`.
     A last, smaller mini-batch is kept and shared out as evenly as possible. The next `iter` is the next epoch, unless
     `set_epoch` or `load_state_dict` says otherwise.
@@ -47,6 +50,7 @@ class TensorLoader:
         *,
         batch_size: int,
         prepare: Callable[[Tensor], Tensor] | None = None,
+        augment: Callable[[Tensor, Tensor], Tensor] | None = None,
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
@@ -54,7 +58,7 @@ class TensorLoader:
     ) -> None:
         self.images, self.labels, self.subset = images, labels, subset
         self.size = len(labels) if subset is None else len(subset)
-        self.prepare, self.shuffle, self.seed = prepare, shuffle, seed
+        self.prepare, self.augment, self.shuffle, self.seed = prepare, augment, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.global_batch_size = batch_size * world_size
         self.at_once = max(1, AT_ONCE // batch_size)  # mini-batches
@@ -87,10 +91,13 @@ class TensorLoader:
             self.epoch += 1
         self.batch, self._start = self._start or 0, None
         order = self.order(self.epoch)
+        drawn = draws(len(self.labels), derived_seed(self.seed, "augment", self.epoch)) if self.augment else None
         while self.batch < len(self):
             positions, sizes = self._share(order, self.batch, self.batch + self.at_once, self.rank)
             # gathering flat rows is several times faster than gathering [28, 28] pictures
             images = self.images.flatten(1).index_select(0, positions).view(-1, *self.images.shape[1:])
+            if self.augment and drawn is not None:
+                images = self.augment(images, drawn[positions.cpu()].to(self.device))
             images = images if self.prepare is None else self.prepare(images)
             labels = self.labels.index_select(0, positions).long()
             for pair in zip(images.split(sizes), labels.split(sizes), strict=True):

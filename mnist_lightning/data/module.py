@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from mnist_lightning.data.augment import affine
 from mnist_lightning.data.digits import Digits
 from mnist_lightning.data.download import download
 from mnist_lightning.data.idx import find_idx, read_idx
@@ -21,6 +22,7 @@ from mnist_lightning.errors import BadSetting, UserError
 EVAL_BATCH_SIZE = 2500  # 8 MB of floats, which a processor's cache holds; Lightning's cost per batch hardly shows
 FILE = {"train": "train", "val": "train", "test": "test"}  # validation images come from the training set
 SPLIT_SEED = 0  # the validation images stay the same whatever the seed of the training is
+DRAWN_SEED = 2  # of digits drawn to be put to others; 0 and 1 are the synthetic source's
 SAMPLE = 60_000  # images looked at for mean and standard deviation; all of MNIST's
 
 
@@ -36,6 +38,8 @@ class MNISTDataModule(LightningDataModule):
         batch_size: Images of one optimizer step, on each device.
         val_size: Training images held out for validation, chosen by a fixed seed.
         train_size: Use only the first so many training images (after those for validation are taken out).
+        drawn: How many digits drawn by the program are put to the training images: forms that MNIST has little of.
+        augment: affine: each epoch sees the training images turned, scaled, slanted and moved a little anew.
         normalize: mean and std of a pixel in [0, 1]; auto: those of the training images, to four decimals (0.1307
             and 0.3081 for MNIST); none: only divide by 255.
         seed: Seed of the order of the batches; by default that of the run.
@@ -53,13 +57,15 @@ class MNISTDataModule(LightningDataModule):
         batch_size: int = 64,
         val_size: int = 5000,
         train_size: int | None = None,
+        drawn: int = 0,
+        augment: Literal["none", "affine"] = "none",
         normalize: Literal["auto", "none"] | tuple[float, float] = "auto",
         seed: int | None = None,
         test_each_epoch: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # the logger would mix them with the model's
-        for name, least in (("batch_size", 1), ("val_size", 0), ("train_size", 1)):
+        for name, least in (("batch_size", 1), ("val_size", 0), ("train_size", 1), ("drawn", 0)):
             value = self.hparams[name]
             if value is not None and value < least:
                 raise BadSetting(f"--data.{name} is {value}; it must be at least {least}")
@@ -96,7 +102,7 @@ class MNISTDataModule(LightningDataModule):
         training = stage in ("fit", "validate")
         if training or self.mean_std is None:
             train = self.read("train")
-            self._divide(len(train.labels))
+            self._divide(len(train.labels) - self.hparams["drawn"])
             self.mean_std = self.mean_std or _mean_std(train.images)
         if not training or self.hparams["test_each_epoch"]:
             self.read("test")
@@ -122,12 +128,21 @@ class MNISTDataModule(LightningDataModule):
             digits = read_text(Path(file))
         else:
             raise BadSetting(f"--data.source text needs --data.{split}_file")
+        if split == "train" and (count := self.hparams["drawn"]):
+            more = synthetic_digits(count, DRAWN_SEED)
+            digits = digits._replace(
+                images=torch.cat([digits.images, more[0]]), labels=torch.cat([digits.labels, more[1]])
+            )
         self._digits[split] = digits
         return digits
 
     def _divide(self, images: int) -> None:
-        """Chooses the validation images at random from all training images; the rest keeps its order."""
+        """Chooses the validation images at random from so many training images; the rest keeps its order.
+
+        Digits that are drawn besides come after them, and are all trained on.
+        """
         val_size, train_size = self.hparams["val_size"], self.hparams["train_size"]
+        drawn = np.arange(images, images + self.hparams["drawn"], dtype=np.int32)
         if val_size >= images:
             raise BadSetting(f"--data.val_size is {val_size}, but there are only {images} training images")
         if train_size is not None and train_size > images - val_size:
@@ -138,7 +153,7 @@ class MNISTDataModule(LightningDataModule):
         generator = torch.Generator().manual_seed(SPLIT_SEED)
         held_out = torch.randperm(images, generator=generator, dtype=torch.int32)[:val_size].sort().values
         rest = np.delete(np.arange(images, dtype=np.int32), held_out.numpy())
-        self._subsets |= {"val": held_out, "train": torch.from_numpy(rest)[:train_size]}
+        self._subsets |= {"val": held_out, "train": torch.from_numpy(np.concatenate([rest[:train_size], drawn]))}
 
     # ------------------------------------------------------------------ from tensors to batches
 
@@ -182,6 +197,7 @@ class MNISTDataModule(LightningDataModule):
             self._subsets[split],
             batch_size=self.hparams["batch_size"] if training or counted else EVAL_BATCH_SIZE,
             prepare=self.normalized,
+            augment=affine if training and self.hparams["augment"] == "affine" else None,
             shuffle=training and not (trainer and trainer.overfit_batches),
             seed=self.hparams["seed"],
             rank=trainer.global_rank if trainer else 0,

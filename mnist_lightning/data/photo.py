@@ -20,6 +20,7 @@ Grey = NDArray[np.float32]
 _BOX, _SIDE = 20, 28  # pixels: the box that the ink fills, and the image
 _STROKE = (2.0, 3.6)  # pixels: least and greatest width of a stroke in the image; MNIST's median is 2.5
 _FINE = (80, 256)  # pixels: least and greatest longest side of a digit whose strokes are measured
+_MOST_DIGITS = 12  # in a row; more is a text
 _FIND = 640  # pixels: the longest side at which a digit is looked for
 
 
@@ -63,7 +64,7 @@ def prepare(picture: Image.Image) -> Seen:
         return Seen("ok", image, (image,))
     grey = grey_levels(picture)
     ink = drawn(grey)
-    return _seen_in(ink, clean=True) if ink else _found_in_photo(grey)
+    return _seen_in(ink, photo=False)[0] if ink else _found_in_photo(grey)
 
 
 def grey_levels(picture: Image.Image) -> Grey:
@@ -120,62 +121,71 @@ def _found_in_photo(grey: Grey) -> Seen:
     """Find first, at a moderate size; then cut out and look closer, wider while ink runs out of the cut."""
     step = max(1, round(max(grey.shape) / _FIND))
     ink = photographed(shrunk(grey, step))
-    mask = ink.strength > max(FAINT, 5 * ink.noise)
-    shapes, _ = _shapes(ink, mask)
-    if not shapes:
+    groups = _grouped(_shapes(ink, ink.strength > max(FAINT, 5 * ink.noise))[0])
+    if not groups:
         return Seen("blank")
-    best = max(shapes, key=lambda shape: _score(shape, mask.shape))
-    top, bottom, left, right = (side * step for side in best[1:5])
+    size = ink.strength.shape
+    best = max(groups, key=lambda group: _score(group, size))
+    if best.contrast < max(1.5 * FAINT, 8 * ink.noise) or best.longest < 0.02 * max(size):
+        return Seen("blank")
+    rivals = [g for g in groups if g.longest > 0.4 * best.longest and _score(g, size) > 0.4 * _score(best, size)]
+    if any(_overlap(group.top, group.bottom, best.top, best.bottom) < 0.4 for group in rivals):
+        return Seen("none")
+    top, bottom = min(g.top for g in rivals) * step, max(g.bottom for g in rivals) * step
+    left, right = min(g.left for g in rivals) * step, max(g.right for g in rivals) * step
     for wider in (0.5, 0.8, 1.2):
-        margin = int(wider * max(bottom - top, right - left)) + 4
+        margin = int(wider * step * best.longest) + 4
         cut = grey[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
-        seen, runs_out = _look_closer(cut)
+        ink = photographed(shrunk(cut, max(1, round(max(cut.shape) / 400))))
+        seen, runs_out = _seen_in(_evened(ink), photo=True)
         if not runs_out or cut.shape == grey.shape:
             break
     return seen
 
 
-def _look_closer(grey: Grey) -> tuple[Seen, bool]:
-    grey = shrunk(grey, max(1, round(max(grey.shape) / 400)))
-    ink = photographed(grey)
-    seen = _seen_in(ink, clean=False)
-    return seen, False
+def _evened(ink: Ink) -> Ink:
+    """The same with full ink at 1, where a pen is pale."""
+    is_ink = ink.strength > max(FAINT, 5 * ink.noise)
+    level = float(np.quantile(ink.strength[is_ink], 0.9)) if is_ink.any() else 1.0
+    return Ink(np.minimum(ink.strength / level, 1), ink.noise / level)
 
 
 def _score(shape: _Shape, size: tuple[int, ...]) -> float:
     """How much a shape is like the one that the picture was taken for: dark, large, in the middle, whole."""
     height, width = size
     y, x = (shape.top + shape.bottom) / height - 1, (shape.left + shape.right) / width - 1
-    inside = shape.top > 1 and shape.left > 1 and shape.bottom < height - 1 and shape.right < width - 1
-    return shape.contrast * shape.longest**0.5 * (1 - 0.3 * max(abs(x), abs(y))) * (1 if inside else 0.1)
+    whole = 0.1 if _at_edge(shape, size) else 1.0
+    return shape.contrast * shape.longest**0.5 * (1 - 0.3 * max(abs(x), abs(y))) * whole
 
 
-def _seen_in(ink: Ink, clean: bool) -> Seen:
+def _seen_in(ink: Ink, photo: bool) -> tuple[Seen, bool]:
+    """What is seen where the ink is found, and whether the digit runs over an edge."""
     strength = ink.strength
-    if not clean:
-        level = (
-            float(np.percentile(strength[strength > max(FAINT, 5 * ink.noise)], 90, method="nearest"))
-            if (strength > max(FAINT, 5 * ink.noise)).any()
-            else 0.0
-        )
-        strength = np.minimum(strength / level, 1) if level else strength * 0
-    mask = strength > 0.4
-    shapes, labels = _shapes(Ink(strength, 0), mask)
+    shapes, labels = _shapes(ink, strength > 0.4)
+    if photo:  # what runs in from outside is no part of it, unless there is nothing else
+        shapes = [shape for shape in shapes if not _at_edge(shape, strength.shape)] or shapes
     if not shapes:
-        return Seen("blank")
+        return Seen("blank"), False
     groups = _grouped(shapes)
-    main = (
-        max(groups, key=lambda shape: _score(shape, mask.shape)) if not clean else max(groups, key=lambda g: g.longest)
-    )
+    main = max(groups, key=lambda group: _score(group, strength.shape) if photo else group.longest)
+    runs_out = _at_edge(main, strength.shape)
     peers = sorted((g for g in groups if g.longest >= 0.5 * main.longest), key=lambda g: g.left)
-    if len(peers) > 1:
-        if any(_overlap(g.top, g.bottom, main.top, main.bottom) < 0.5 for g in peers) or len(peers) > 12:
-            return Seen("none")
-        return Seen("number", None, tuple(_normalised(strength, labels, g) for g in peers))
-    if main.width > 2 * main.height:
-        return Seen("none")
-    image = _normalised(strength, labels, main)
-    return Seen("ok", image, (image,))
+    rows = [_overlap(peer.top, peer.bottom, main.top, main.bottom) >= 0.5 for peer in peers]
+    if not all(rows) or len(peers) > _MOST_DIGITS or (len(peers) == 1 and main.width > 2 * main.height):
+        return Seen("none"), runs_out
+    if photo and len(peers) == 1 and _is_solid(np.isin(labels, main.labels), main.longest):
+        return Seen("none"), runs_out
+    parts = tuple(_normalised(strength, labels, peer) for peer in peers)
+    return (Seen("ok", *parts, parts) if len(parts) == 1 else Seen("number", None, parts)), runs_out
+
+
+def _is_solid(mask: NDArray[np.bool_], longest: int) -> bool:
+    """Whether it is a patch rather than strokes: wider inside than any pen's."""
+    return 2 * float(ndimage.distance_transform_edt(mask).max()) > 0.4 * longest
+
+
+def _at_edge(shape: _Shape, size: tuple[int, ...]) -> bool:
+    return shape.top <= 1 or shape.left <= 1 or shape.bottom >= size[0] - 1 or shape.right >= size[1] - 1
 
 
 def _shapes(ink: Ink, mask: NDArray[np.bool_]) -> tuple[list[_Shape], NDArray[np.int32]]:

@@ -54,12 +54,12 @@ def _compile_forms() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     A form that is to be drawn three times as often is there three times.
     """
     splines, count = [], torch.zeros(10, dtype=torch.int64)
-    for line in files(__package__).joinpath("forms.txt").read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            digit, form = line.split(": ")
-            times, _, strokes = form.rpartition("*")
-            splines += [_spline(strokes)] * int(times or 1)
-            count[int(digit)] += int(times or 1)
+    lines = files(__package__).joinpath("forms.txt").read_text(encoding="utf-8").splitlines()
+    for line in sorted((line for line in lines if not line.startswith("#")), key=lambda line: line[0]):
+        digit, form = line.split(": ")
+        times, _, strokes = form.rpartition("*")
+        splines += [_spline(strokes)] * int(times or 1)
+        count[int(digit)] += int(times or 1)
     # Padded to one K by points that no dot heeds.
     points, weights = (pad_sequence(list(all_of), batch_first=True) for all_of in zip(*splines, strict=True))
     return points, weights.mT, count.cumsum(0) - count, count
