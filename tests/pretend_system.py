@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,5 @@ if __name__ == "__main__":
         sys.argv.remove("--stop")
         stop_soon()
     for line in " ".join(sys.argv[2:]).split(" and "):
-        status = main(line.split())
-        print(f"status {status}")
-        if status:
-            break
+        with suppress(SystemExit):  # of --help
+            print("status", main(line.split()))
