@@ -114,7 +114,7 @@ def train(pairs: Pairs, signals: Signals) -> Result:
                 keeper.run = new = Run.new(start.root, start.name, start.exact)
             else:
                 start.hold()
-            _write_settings(config, data, keeper.run)
+            _write_settings(config, data, keeper.run, start.file)
             keeper.run.note_job(start.job)
             _announce(data, model, keeper.run, start.file)
         with run_loggers(trainer, loggers, keeper.run.folder, start.file, start.checkpoint) as all_loggers:
@@ -214,14 +214,18 @@ def _metrics(trainer: Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _write_settings(config: Any, data: Any, run: Run) -> None:
+def _write_settings(config: Any, data: Any, run: Run, file: Path | None) -> None:
     """config.yaml: all settings of the run, the source of its digits as it turned out to be."""
     note = ""
     if isinstance(data, MNISTDataModule):
         config.data.settings["source"] = data.source
         note = f"# {data.source} digits" + (" (no MNIST could be had)\n" if data.download_problem else "\n")
     text, lost = resumable(config)
-    run.write_settings(note + text)
+    try:
+        run.write_settings(note + text)
+    except UserError as error:
+        elsewhere = f"; or go on elsewhere, with --ckpt_path {file} --trainer.default_root_dir FOLDER" if file else ""
+        raise UserError(f"{error}{elsewhere}") from error
     if lost:
         say(f"{run.config} cannot hold all settings ({', '.join(lost)}): to continue the run, give them again")
 

@@ -72,3 +72,23 @@ def test_a_run_that_another_process_has_trained_meanwhile_is_not_trained_from_an
     assert result.status == 1
     assert "last.ckpt is another than a moment ago, by another training in checkpoints/a" in one_line(result)
     monkeypatch.undo()
+
+
+def test_a_run_that_cannot_be_written_goes_on_elsewhere(fit, cli):
+    fit("--run", "a")
+    (RUNS / "a" / "config.yaml").rename(RUNS / "a" / "kept")
+    (RUNS / "a" / "config.yaml" / "in the way").mkdir(parents=True)
+    result = cli("test", "--run", "a")
+    assert (result.status, result.err) == (0, "")
+    data = ["--data.root", str(read_checkpoint(RUNS / "a" / "last.ckpt")["datamodule_hyper_parameters"]["root"])]
+    (RUNS / "a" / "config.yaml" / "in the way").rmdir()
+    (RUNS / "a" / "config.yaml").rmdir()
+    (RUNS / "a" / "kept").rename(RUNS / "a" / "config.yaml")
+    (RUNS / "a" / ".config.yaml.tmp" / "in the way").mkdir(parents=True)
+    told = one_line(cli("fit", "--run", "a", *LAST, "--trainer.max_epochs", 2))
+    assert told.endswith(
+        "or go on elsewhere, with --ckpt_path checkpoints/a/last.ckpt --trainer.default_root_dir FOLDER"
+    )
+    words = ("--ckpt_path", "checkpoints/a/last.ckpt", "--trainer.default_root_dir", "other", "--trainer.max_epochs", 2)
+    assert cli("fit", *words, *data).status == 0
+    assert read_checkpoint(Path("other/mlp/last.ckpt"))["epoch"] == 2
