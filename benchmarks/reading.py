@@ -23,9 +23,9 @@ def make(folder: Path, count: int) -> None:
     """MNIST's first training images as PNG files in folders, and as Kaggle's CSV."""
     from PIL import Image
 
-    from mnist_lightning.data.idx import read_idx
+    from mnist_lightning.data.sources import read
 
-    images, labels, _ = read_idx(MNIST, "train")
+    images, labels, _ = read(MNIST, "train")
     texts = [str(value) for value in range(256)]
     for label in texts[:10]:
         (folder / "png" / "train" / label).mkdir(parents=True)

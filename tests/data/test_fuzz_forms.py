@@ -109,11 +109,12 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def check(reader, root: Path, size: int, seed: str) -> bool:
+def check(reader, root: Path, size: int, seed: str, measured: bool) -> bool:
     """Whether any digits were read; fails on anything but digits and a UserError, and on undue cost."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     start, read, told = time.process_time(), False, f"{root}"
-    tracemalloc.start()
+    if measured:  # which makes Python slow
+        tracemalloc.start()
     try:
         for part in reader.recognise(root, files):
             digits = part.read()
@@ -126,7 +127,7 @@ def check(reader, root: Path, size: int, seed: str) -> bool:
     except UserError as error:
         told = str(error)
     finally:
-        peak = tracemalloc.get_traced_memory()[1]
+        peak = tracemalloc.get_traced_memory()[1] if measured else 0
         tracemalloc.stop()
     assert str(root) in told, seed
     assert "\n" not in told, seed
@@ -149,7 +150,7 @@ def test_mutated(tmp_path: Path, form: str, count: int):
         rng = random.Random(seed)
         content = mutate(make(rng), rng)
         (tmp_path / name).write_bytes(content)
-        loaded += check(reader, tmp_path, len(content), seed)
+        loaded += check(reader, tmp_path, len(content), seed, at % 8 == 0)
     assert loaded < count
     assert (
         loaded or form == "gzip"
