@@ -156,7 +156,9 @@ class _Archive:
             if info.file_size > 1 << 26:
                 raise UserError(f"{path} unpacks to {info.file_size:,} bytes, which no picture of a digit takes")
             return archive.read(info)
-        except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # zipfile and what it unpacks with raise many kinds
             raise UserError(f"{path} cannot be unpacked ({first_line(error)}): unpack the archive") from error
 
 
