@@ -97,7 +97,7 @@ class Saved:
 # ---------------------------------------------------------------------- on a screen
 
 
-def to_screen(one: bool) -> Callable[[Reading], None]:
+def to_screen() -> Callable[[Reading], None]:
     """For a person at a terminal, the first few with what the network saw; else lines for other programs."""
     if not sys.stdout.isatty():
         return as_line

@@ -106,7 +106,7 @@ def _read(files: list[str], asked: dict[str, Any]) -> None:
     unread: list[str] = []
     count = 0
     with ExitStack() as stack:
-        tell = [answers.to_screen(len(files) == 1)] if not {"json", "csv"} & asked.keys() else []
+        tell = [answers.to_screen()] if not {"json", "csv"} & asked.keys() else []
         if "json" in asked:
             tell.append(answers.as_json)
         if "csv" in asked:

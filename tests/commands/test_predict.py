@@ -376,20 +376,20 @@ def started(*words: str, **options: object) -> subprocess.Popen[bytes]:
 @pytest.mark.slow
 def test_a_pipe_that_is_closed(tmp_path: Path):
     Image.fromarray(synthetic_digits(1, seed=1)[0][0].numpy()).save(tmp_path / "a.png")
-    process = started(*["a.png"] * 5000, cwd=tmp_path)
-    process.stdout.readline()
-    process.stdout.close()
-    told = process.stderr.read().decode()
-    assert (process.wait(60), len(told.splitlines())) == (0, 1)
+    with started(*["a.png"] * 5000, cwd=tmp_path) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        told = process.stderr.read().decode()
+    assert (process.returncode, len(told.splitlines())) == (0, 1)
 
 
 @pytest.mark.slow
 def test_ctrl_c(tmp_path: Path):
     photo = Image.effect_noise((1500, 1500), 60)
     photo.save(tmp_path / "a.png")
-    process = started(*["a.png"] * 5000, cwd=tmp_path)
-    assert b"with" in process.stderr.readline()
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    assert process.stderr.read().decode() == "mnist_lightning: stopped\n"
-    assert process.wait(30) == 130
+    with started(*["a.png"] * 5000, cwd=tmp_path) as process:
+        assert b"with" in process.stderr.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read().decode()
+    assert (process.returncode, told) == (130, "mnist_lightning: stopped\n")
