@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -20,6 +21,7 @@ import torch
 from lightning.pytorch import Callback
 
 import mnist_lightning
+from mnist_lightning import processes
 from mnist_lightning.cli import main
 from mnist_lightning.commands import guest
 from mnist_lightning.errors import UserError
@@ -283,6 +285,59 @@ def test_another_thread_stops_a_training(cli, settings):
     step = read_checkpoint(result.last)[STATE]["step"]
     again = mnist_lightning.fit(run="a", ckpt_path="last", trainer={"max_steps": step + 3, "callbacks": None})
     assert read_checkpoint(again.last)[STATE]["step"] == step + 3
+
+
+POOL = """
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+from mnist_lightning import fit
+
+def train(number):
+    settings = {"config": "simple_mlp", "data": {"source": "mnist", "root": sys.argv[1]}, "trainer": {"max_epochs": 1}}
+    return fit(settings).metrics["test_loss"]
+
+if __name__ == "__main__":
+    losses = [train(0)]
+    for method in ("fork", "spawn"):
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
+            losses += pool.map(train, range(2))
+    print("losses", len(losses), len(set(losses)))
+"""
+
+
+@pytest.mark.slow
+def test_in_pools_of_processes(tmp_path, tiny_mnist):
+    """After a training with several threads, too, of which forked processes have none."""
+    (tmp_path / "pool.py").write_text(POOL)
+    variables = {"PYTHONPATH": str(Path(mnist_lightning.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "pool.py", str(tiny_mnist)], cwd=tmp_path, env=os.environ | variables,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "losses 5 1", done
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 5
+
+
+def test_memory_that_was_kept_is_given_back(cli, settings, monkeypatch):
+    """Afterwards glibc keeps no more than it does by itself in a process of large blocks."""
+    asked: list[tuple[int, int]] = []
+
+    class Library:
+        def mallopt(self, name: int, value: int) -> None:
+            asked.append((name, value))
+
+        def malloc_trim(self, pad: int) -> None:
+            asked.append((0, pad))
+
+    monkeypatch.setattr(processes, "_kept", [])
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
+    with guest():
+        processes.keep_freed_memory()
+        assert asked == [(-3, 32 << 20), (-1, 1 << 30)]
+    assert asked[2:] == [(-1, 64 << 20), (0, 0)]
+    with guest():
+        pass
+    assert len(asked) == 4
 
 
 # ---------------------------------------------------------------------- what stays open

@@ -14,6 +14,7 @@ from mnist_lightning.console import any_character, say
 from mnist_lightning.processes import Interrupted, Signals, end_with_the_first, give_memory_back
 
 Undo = Callable[[], None]
+_imported_in = os.getpid()
 _one_at_a_time = threading.RLock()  # a command inside another, as in a search, is in its thread
 
 
@@ -34,6 +35,8 @@ def guest(program: bool = False) -> Iterator[Signals]:
         signals = Signals(program)
         stack.callback(signals.restore)
         signals.install()
+        if os.getpid() != _imported_in and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)  # forked: OpenMP would wait for threads that only the parent has
         stack.callback(end_with_the_first())
         yield signals
 
