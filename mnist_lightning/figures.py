@@ -165,7 +165,7 @@ def _grid(images: Tensor, titles: list[str], columns: int, size: float, **shown:
     step = height + above + gap
     figure = Picture(figsize=(columns * size * 1.12, size / height * (rows * step + gap)), facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1))
-    look = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"} | shown
+    look: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"} | shown
     for place, (image, title) in enumerate(zip(images.numpy(), titles, strict=True)):
         left, top = place % columns * (width + gap) + gap / 2, place // columns * step + gap / 2 + above
         axes.imshow(image, extent=(left, left + width, top + height, top), **look)

@@ -83,7 +83,8 @@ def _labelled(predictor: Predictor, data: Data, split: str, stage: str) -> Evalu
     if int(labels.max()) >= rows.shape[1]:
         raise UserError(f"their labels go to {int(labels.max())}, and the network has {rows.shape[1]} classes")
     source = getattr(data, "source", type(data).__name__)
-    names = predictor.names if len(predictor.names) == rows.shape[1] else names
+    plain = tuple(map(str, range(rows.shape[1])))
+    names = names if predictor.names == plain and len(names) == len(plain) else predictor.names
     return Evaluation(images, labels, rows, tuple(names), str(source), split)
 
 

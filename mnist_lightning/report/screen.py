@@ -1,5 +1,8 @@
 """A picture of what the terminal shows, for a README."""
 
+from collections import defaultdict
+from typing import Any
+
 from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME as THEME
 from rich.text import Text
@@ -7,7 +10,7 @@ from rich.text import Text
 from mnist_lightning.figures import Picture
 
 CELL = 0.0775, 0.165  # inches of a character
-LETTERS = {"family": "monospace", "fontsize": 9.2, "parse_math": False}
+LETTERS: dict[str, Any] = {"family": "monospace", "fontsize": 9.2, "parse_math": False}
 BRAILLE = 0x2800
 DOTS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3), (1, 3))  # column and row of each bit
 
@@ -21,7 +24,7 @@ def screen(ansi: str) -> Picture:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, wide), ylim=(high, 0))
     axes.set_axis_off()
-    console, points = Console(color_system="truecolor"), {}
+    console, points = Console(color_system="truecolor"), defaultdict[str, list[tuple[float, float]]](list)
     for row, line in enumerate(lines):
         column = 1
         for segment in line.render(console):
@@ -30,13 +33,14 @@ def screen(ansi: str) -> Picture:
             hexed = "#%02x%02x%02x" % tuple(colour)  # noqa: UP031
             for sign in segment.text:
                 if BRAILLE <= ord(sign) < BRAILLE + 256:
-                    points.setdefault(hexed, []).extend(_dots(ord(sign) - BRAILLE, column, row))
+                    points[hexed].extend(_dots(ord(sign) - BRAILLE, column, row))
                 elif sign.strip():
                     weight = "bold" if style and style.bold else "normal"
                     axes.text(column + 0.5, row + 0.95, sign, color=hexed, weight=weight, ha="center", **LETTERS)
                 column += 1
-    for colour, places in points.items():
-        axes.scatter(*zip(*places, strict=True), s=3, color=colour, linewidths=0)
+    for hexed, places in points.items():
+        across, down = zip(*places, strict=True)
+        axes.scatter(across, down, s=3, color=hexed, linewidths=0)
     return figure
 
 
