@@ -171,12 +171,13 @@ def _of_any(path: Path, data: bytes) -> Tensor:
 
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
+            if picture.width * picture.height > min(MOST_PIXELS, max(1 << 20, 1000 * len(data))):
                 raise Image.DecompressionBombError
             return _levels(ImageOps.exif_transpose(picture))
     except Exception as error:  # Pillow's decoders raise many kinds
         if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-            raise UserError(f"{path} has more than {MOST_PIXELS:,} pixels: no picture of a digit needs them") from error
+            why = f"claims more pixels than a file of {len(data):,} bytes needs, or any picture of a digit"
+            raise UserError(f"{path} {why}: remove it or make it smaller") from error
         reason = "no picture" if "cannot identify" in str(error) else first_line(error)
         raise UserError(f"{path} is damaged or no picture ({reason}): remove it or get it anew") from error
 

@@ -56,7 +56,7 @@ def items_of(path: Path) -> list[Item]:
             if file.read(4) != _ZIP:
                 return [Item(path)]
             with zipfile.ZipFile(path) as archive:
-                inside = [info.filename for info in archive.infolist()[:_MEMBERS] if not info.is_dir()]
+                inside = [info.filename for info in archive.infolist()[:_MEMBERS] if info.filename[-1:] not in "/"]
         return [Item(path, name) for name in sorted(inside) if not name.startswith(("__MACOSX", "."))]
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
         return [Item(path)]

@@ -10,7 +10,6 @@ from outcome import RUNS, one_line, outcome, same
 
 from mnist_lightning.data import folders, parquet, tables, writing
 from mnist_lightning.data.digits import Digits
-from mnist_lightning.data.idx import read_idx
 
 FORMS = ["text", "csv", "idx", "npz", "png", "parquet"]
 OUTPUTS = {"text": "{}.txt", "csv": "{}.csv", "npz": "{}.npz", "parquet": "{}.parquet", "idx": ".", "png": "."}
@@ -34,7 +33,10 @@ def test_convert_and_back(fit, cli, tiny_mnist: Path):
 def read_again(root: Path, form: str, split: str) -> Digits:
     """What was written there, by its own reader."""
     if form == "idx":
-        return read_idx(root, split)
+        prefix = {"train": "train", "test": "t10k"}[split]
+        images = np.fromfile(root / f"{prefix}-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 28, 28)
+        labels = np.fromfile(root / f"{prefix}-labels-idx1-ubyte", np.uint8, offset=8)
+        return Digits(torch.from_numpy(images), torch.from_numpy(labels))
     if form == "npz":
         with np.load(root / f"{split}.npz") as content:
             return Digits(*(torch.from_numpy(content[f"{name}_{split}"]) for name in "xy"))
