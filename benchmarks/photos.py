@@ -1,12 +1,11 @@
-"""How pictures as people make them are read: drawn by program from pen trajectories, or hand-made ones in a folder.
+"""How pictures as people make them are read: drawn by program from the pen trajectories of writers.
 
-    python benchmarks/photos.py --pens pens.txt.gz          pictures of these writers' digits, kind by kind
-    python benchmarks/photos.py --folder DIR                DIR/<kind>/<digit or "not">-*.png
+    python benchmarks/photos.py pens.txt.gz --count 40 --seed 11
 
-A line of the pens file is a label, a tab, and strokes parted by " / " of points x,y (y upwards). Without it, the
-strokes are those of the program's own forms, which the shipped weights have been trained on.
+A line of the file is a label, a tab, and strokes parted by " / " of points x,y (y upwards).
 """
 
+import argparse
 import gzip
 import io
 import math
@@ -15,9 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
+
+from mnist_lightning import Predictor
+from mnist_lightning.data.photo import prepare
 
 Strokes = list[np.ndarray]  # of points [n, 2] in 0 to 1, y downwards
 
@@ -263,3 +266,29 @@ def several(pens: list[tuple[int, Strokes]], rng: Generator) -> tuple[str, Image
     return "".join(str(label) for label, _ in chosen) if row else "", Image.fromarray(
         (255 - 230 * ink).astype(np.uint8)
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pens", type=Path)
+    parser.add_argument("--count", type=int, default=40, help="Pictures of each kind.")
+    parser.add_argument("--seed", type=int, default=11)
+    asked = parser.parse_args()
+    pens, predictor, rng = read_pens(asked.pens), Predictor(), np.random.default_rng([asked.seed, 99])
+    tally: dict[str, list[int]] = {}  # of a kind: pictures, those read right, those refused or unsure
+    pictures = [(kind, str(label), picture) for kind, label, picture in digit_pictures(pens, asked.count, asked.seed)]
+    for kind, draw in {"letter": letter, "blank": blank, "scene": scene}.items():
+        pictures += [(kind, "", draw(rng)) for _ in range(asked.count)]
+    pictures += [("several", *several(pens, rng)) for _ in range(asked.count)]
+    for kind, label, picture in pictures:
+        seen, counts = prepare(picture), tally.setdefault(kind, [0, 0, 0])
+        rows = predictor.logits(torch.stack(seen.parts)) if seen.parts else torch.zeros(0, 10)
+        counts[0] += 1
+        counts[1] += label != "" and "".join(map(str, rows.argmax(1).tolist())) == label
+        counts[2] += not len(rows) or bool(predictor.unsure(rows).any())
+    for kind, (count, right, refused) in tally.items():
+        print(f"{kind:14} {count:4}  right {right / count:6.1%}  refused or unsure {refused / count:6.1%}")
+
+
+if __name__ == "__main__":
+    main()

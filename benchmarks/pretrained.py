@@ -1,4 +1,4 @@
-"""Makes the weights that come with the project out of a checkpoint, and the page that says what they are.
+"""Makes the weights that come with the project out of checkpoints, and the page that says what they are.
 
     python -m mnist_lightning fit --run shipped
     python benchmarks/pretrained.py checkpoints/shipped/best.ckpt --made_by "python -m mnist_lightning fit"
@@ -10,6 +10,7 @@ the test images are only counted. --limit NAME=VALUE sets one that was found in 
 import argparse
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ there is no run yet, and with `--ckpt_path pretrained` always; in Python `Predic
 | accuracy | {accuracy:.2%} of MNIST's 10,000 test images ({wrong} wrong) |
 | network | {network} |
 | trained on | {source} |
-| made by | `{made_by}`, then `python benchmarks/pretrained.py CHECKPOINT` |
+| made by | {made_by} |
 | versions | mnist_lightning {ours}, torch {torch} |
 | unsure below | a probability of {least_probability:.3f}, or an energy of {least_energy:.3f} |
 | temperature | {temperature:.3f} |
@@ -40,12 +41,18 @@ The energy is the log-sum-exp of the logits, which are divided by the temperatur
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--made_by", default="python -m mnist_lightning fit", help="The command that trained it.")
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="One, or several of a network whose mean is taken.")
+    parser.add_argument(
+        "--made_by",
+        default="`python -m mnist_lightning fit`, then `python benchmarks/pretrained.py CHECKPOINT`",
+        help="The command that trained it.",
+    )
     parser.add_argument("--source", default="MNIST's training images", help="What it was trained on.")
     parser.add_argument("--limit", action="append", default=[], help="temperature, least_probability or least_energy")
     asked = parser.parse_args()
-    checkpoint, predictor, data = read_weights(asked.checkpoint), Predictor(asked.checkpoint), MNISTDataModule()
+    checkpoint = mean_of([read_weights(file) for file in asked.checkpoints])
+    write_checkpoint(checkpoint, pretrained())
+    predictor, data = Predictor(), MNISTDataModule()
     data.setup("fit")
     held_out = data.read("train").images[data._subsets["val"]], data.labels("val").long()
     found = limits(predictor, *held_out) | {k: float(v) for k, v in (limit.split("=") for limit in asked.limit)}
@@ -67,6 +74,14 @@ def main() -> None:
     )  # fmt: skip
     write_whole(page, pretrained().with_name("README.md"))
     print(page)
+
+
+def mean_of(checkpoints: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the first checkpoint says, with the mean of all weights; without limits, which were another network's."""
+    states = [checkpoint["state_dict"] for checkpoint in checkpoints]
+    mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
+    known = {name: checkpoints[0][name] for name in ("hyper_parameters", "MNISTDataModule")}
+    return known | {"state_dict": {name: value.to(states[0][name].dtype) for name, value in mean.items()}}
 
 
 def limits(predictor: Predictor, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
