@@ -22,7 +22,7 @@ from results import ROOT, machine, write_section
 
 from mnist_lightning import load_model
 from mnist_lightning.cli import main
-from mnist_lightning.data.idx import read_idx
+from mnist_lightning.data.sources import read as read_digits
 from mnist_lightning.models.classifier import DigitClassifier
 
 MNIST = Path(os.environ.get("MNIST_ROOT") or ROOT.parent / "shared" / "mnist")
@@ -73,7 +73,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args()
-    images, labels, _ = read_idx(MNIST, "test")
+    images, labels, _ = read_digits(MNIST, "test")
     lines = ["| recipe | test / bare loop | predict / bare loop | bare loop, ms |", "| --- | --- | --- | --- |"]
     for recipe in options.recipes:
         with tempfile.TemporaryDirectory() as folder:

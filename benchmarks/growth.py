@@ -74,13 +74,13 @@ def child(words: list[str]) -> None:
     from mnist_lightning import cli
     from mnist_lightning.data import module
 
-    read = module.read_idx
+    find = module.find
 
-    def read_idx(*args: Any) -> Any:
+    def found(*args: Any) -> Any:
         Clock.opened = Clock.opened or time.monotonic()
-        return read(*args)
+        return find(*args)
 
-    module.read_idx = read_idx
+    module.find = found
     if words and cli.main(["fit", *words, "--trainer.callbacks", "growth.Clock"]):
         raise SystemExit("fit failed")
     if words:

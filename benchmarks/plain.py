@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from results import machine, read_section, write_section
 from steps import MNIST, RECIPES, Recipe
 
-from mnist_lightning.data.idx import read_idx
+from mnist_lightning.data.sources import read as read_digits
 
 HEADING = "Accuracy of plain loops"
 
@@ -37,7 +37,7 @@ def train(name: str, seed: int) -> float:
             optimizer.zero_grad()
             recipe.loss(net(images[batch]), labels[batch]).backward()
             optimizer.step()
-    test = read_idx(MNIST, "test")
+    test = read_digits(MNIST, "test")
     net.eval()
     with torch.inference_mode():
         predictions = torch.cat([net(part).argmax(1) for part in recipe.floats(test.images).split(1000)])

@@ -41,7 +41,7 @@ from turns import Side, answer, in_turns
 
 from mnist_lightning import MNISTDataModule, quick
 from mnist_lightning.cli import main
-from mnist_lightning.data.idx import read_idx
+from mnist_lightning.data.sources import read as read_digits
 from mnist_lightning.models import MODELS
 from mnist_lightning.models.layers import Dropout, Linear
 
@@ -67,7 +67,7 @@ class Recipe:
         self.model_class, self.model_args = settings["model"]["class_path"], settings["model"].get("init_args", {})
         self.data, self.max_epochs = settings["data"], settings["trainer"]["max_epochs"]
         self.epochs = 5 if self.data.get("train_size") else 1  # a timing of 0.4 s would be noise
-        digits = read_idx(MNIST, "train")
+        digits = read_digits(MNIST, "train")
         count = self.data.get("train_size") or len(digits.labels)
         self.images, self.labels = digits.images[:count], digits.labels[:count].long()
         wanted = self.data["normalize"]

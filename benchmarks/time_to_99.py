@@ -29,11 +29,11 @@ from steps import MNIST
 from turns import Side, answer
 
 from mnist_lightning.cli import main
-from mnist_lightning.data.idx import read_idx
+from mnist_lightning.data.sources import read as read_digits
 
 
 def floats(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    digits = read_idx(MNIST, split)
+    digits = read_digits(MNIST, split)
     return (digits.images[:, None].float() / 255 - 0.1307) / 0.3081, digits.labels.long()
 
 

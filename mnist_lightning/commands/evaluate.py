@@ -84,6 +84,9 @@ def run_stage(trainer: Trainer, model: Any, data: Any, file: Path, stage: str) -
     checkpoint = read_weights(file)
     load_weights(model, checkpoint, file)
     ours = isinstance(data, MNISTDataModule)
+    if ours:
+        data.trained_on = checkpoint.get("MNISTDataModule", {}).get("fingerprint")
+        data.expected_names = names_of(model)
     if stage == "validate" and ours and "MNISTDataModule" in checkpoint:
         held_out = checkpoint.get("datamodule_hyper_parameters", {}).get("val_size")
         if not held_out:
@@ -103,7 +106,7 @@ def run_stage(trainer: Trainer, model: Any, data: Any, file: Path, stage: str) -
         if not outputs:
             raise UserError("nothing was predicted: see --trainer.limit_predict_batches")
         labels = data.labels("test").cpu() if ours else None
-        return result | {"predictions": _gathered(trainer, outputs), "labels": labels}
+        return result | {"predictions": _gathered(trainer, outputs), "labels": labels, "names": names_of(model)}
     split, state = ("val" if stage == "validate" else stage), checkpoint.get(STATE, {})
     return _measured(trainer, split) | result | {
         "split": split,
@@ -113,6 +116,12 @@ def run_stage(trainer: Trainer, model: Any, data: Any, file: Path, stage: str) -
         "seed": state.get("seed", checkpoint.get("datamodule_hyper_parameters", {}).get("seed")),
         "versions": {"mnist_lightning": __version__, "torch": version("torch"), "lightning": version("lightning")},
     }  # fmt: skip
+
+
+def names_of(model: Any) -> tuple[str, ...] | None:
+    """What the classes of a model are called, where it says so."""
+    names = tuple(model.hparams.get("class_names") or map(str, range(model.hparams.get("classes") or 0)))
+    return names or None
 
 
 def _measured(trainer: Trainer, split: str) -> dict[str, Any]:
@@ -185,6 +194,9 @@ def _write_predictions(result: dict[str, Any], path: Path) -> None:
     best = rows.max(1)
     columns = {"image": positions, "label": None if labels is None else labels[positions], "prediction": best.indices}
     columns = {name: column.tolist() for name, column in columns.items() if column is not None}
+    if result["names"]:
+        called = {name: [result["names"][at] for at in columns[name]] for name in columns if name != "image"}
+        columns |= called
     columns["probability"] = [f"{value:.6f}" for value in best.values.tolist()]
     text = io.StringIO(newline="")
     writer = csv.writer(text)

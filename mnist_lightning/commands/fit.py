@@ -21,7 +21,7 @@ from mnist_lightning.commands.start import Start, check_resumable, find_start, w
 from mnist_lightning.config_yaml import resumable
 from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
-from mnist_lightning.errors import UserError, first_line
+from mnist_lightning.errors import BadSetting, UserError, first_line
 from mnist_lightning.files import give_name, sync
 from mnist_lightning.processes import Interrupted, Signals, is_first_process, requeue_slurm_job
 from mnist_lightning.run import Run
@@ -90,10 +90,7 @@ def train(pairs: Pairs, signals: Signals) -> Result:
     if isinstance(data, MNISTDataModule):
         data.prepare_data()
         data.setup("fit")
-        if "model.classes" not in settings and config.model.settings.get("classes", data.classes) != data.classes:
-            config.model.settings["classes"] = data.classes
-            seed_everything(config.seed, verbose=False)
-            model = config.model.make()
+        model = _of_these_classes(model, config, settings, data)
     if config.init_from and not start.file:
         _start_from_weights(model, weights_file(start.root, config.init_from))
     if patterns:
@@ -190,6 +187,27 @@ def _without_finders(callbacks: Any, config: Any, checkpoint: dict[str, Any]) ->
     return kept
 
 
+def _of_these_classes(model: Any, config: Any, settings: Mapping[str, Any], data: MNISTDataModule) -> Any:
+    """The model, or another where the data ask for other classes, names or weights of them and the user did not."""
+    own = config.model.settings
+    given = settings.get("model.classes")
+    if isinstance(given, int) and given < data.classes:
+        raise BadSetting(
+            f"--model.classes is {given}, but there are {data.classes} classes: {', '.join(data.names[:70])}"
+        )
+    asked = data.for_model() | ({} if given in (None, data.classes) else {"classes": given, "class_names": None})
+    new = {name: value for name, value in asked.items() if name in own and f"model.{name}" not in settings}
+    if asked["class_weights"] and "class_weights" not in own:
+        raise BadSetting(
+            f"--data.balance loss is for MLP, CNN and what is made of them: {type(model).__name__} may draw"
+        )
+    if all(own[name] == value for name, value in new.items()):
+        return model
+    own |= new
+    seed_everything(config.seed, verbose=False)
+    return config.model.make()
+
+
 def _start_from_weights(model: Any, file: Path) -> None:
     fresh = load_fitting_weights(model, read_weights(file), file)
     if is_first_process():
@@ -218,7 +236,7 @@ def _write_settings(config: Any, data: Any, run: Run, file: Path | None) -> None
     """config.yaml: all settings of the run, the source of its digits as it turned out to be."""
     note = ""
     if isinstance(data, MNISTDataModule):
-        config.data.settings["source"] = data.source
+        config.data.settings |= {"source": data.source, "val_size": data.hparams["val_size"]}
         note = f"# {data.source} digits" + (" (no MNIST could be had)\n" if data.download_problem else "\n")
     text, lost = resumable(config)
     try:
@@ -244,5 +262,12 @@ def _announce(data: Any, model: Any, run: Run, file: Path | None) -> None:
                 style="red",
             )
         )
+    if told := data.told():
+        say(told)
+    counts = data.counts()
+    if min(counts.values()) * 5 < max(counts.values()):
+        each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        evened = "" if data.hparams["balance"] != "none" else "; --data.balance loss or draw evens them out"
+        say(f"Training images of each class: {each}{evened}")
     source = "SYNTHETIC digits" if data.source == "synthetic" else data.source
     say(f"Run {run} {does}: {type(model).__name__}, {len(data.labels('train')):,} training images of {source}")

@@ -35,11 +35,12 @@ def seed_generators(device: torch.device, seed: int) -> None:
 class TensorLoader:
     """An iterable of mini-batches (images, labels int64 [n]) of `images` uint8 [N, 28, 28] and `labels` [N].
 
-    `subset` (int [M]) restricts it to some images. `prepare` makes of images what a network takes,
-    after `augment` has changed them by random numbers of their own (data/augment.py). `batch_size` counts
-    images on this rank, as everywhere in Lightning; a mini-batch of all ranks together has `batch_size * world_size`.
-    A last, smaller mini-batch is kept and shared out as evenly as possible. The next `iter` is the next epoch, unless
-    `set_epoch` or `load_state_dict` says otherwise.
+    `subset` (int [M]) restricts it to some images. With `shuffle` and `balanced` an epoch's M images are drawn evenly
+    from the classes that are there: of a rare one some several times, of a common one others each epoch. `prepare`
+    makes of images what a network takes, after `augment` has changed them by random numbers of their own
+    (data/augment.py). `batch_size` counts images on this rank, as everywhere in Lightning; a mini-batch of all ranks
+    together has `batch_size * world_size`. A last, smaller mini-batch is kept and shared out as evenly as possible. The
+    next `iter` is the next epoch, unless `set_epoch` or `load_state_dict` says otherwise.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class TensorLoader:
         prepare: Callable[[Tensor], Tensor] | None = None,
         augment: Callable[[Tensor, Tensor], Tensor] | None = None,
         shuffle: bool = False,
+        balanced: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -59,6 +61,7 @@ class TensorLoader:
         self.images, self.labels, self.subset = images, labels, subset
         self.size = len(labels) if subset is None else len(subset)
         self.prepare, self.augment, self.shuffle, self.seed = prepare, augment, shuffle, seed
+        self._of_class = _by_class(labels if subset is None else labels.cpu()[subset]) if balanced and shuffle else None
         self.rank, self.world_size = rank, world_size
         self.global_batch_size = batch_size * world_size
         self.at_once = max(1, AT_ONCE // batch_size)  # mini-batches
@@ -109,7 +112,7 @@ class TensorLoader:
         if self.shuffle:
             # drawn on the CPU so that the order is the same on every device
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
-            order = torch.randperm(self.size, generator=generator, dtype=torch.int32)
+            order = _drawn(self._of_class, self.size, generator) if self._of_class else _shuffled(self.size, generator)
         else:
             order = torch.arange(self.size, dtype=torch.int32)
         order = order if self.subset is None else self.subset.index_select(0, order)  # `[order]` makes int64 of it
@@ -138,3 +141,24 @@ class TensorLoader:
             return positions, size
         parts = [batch.tensor_split(self.world_size)[rank] for batch in positions.split(size)]
         return torch.cat(parts), [len(part) for part in parts]
+
+
+def _shuffled(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator, dtype=torch.int32)
+
+
+def _by_class(labels: Tensor) -> list[Tensor]:
+    """The positions of each class that is there, int32."""
+    labels = labels.cpu()
+    return [(labels == label).nonzero().flatten().int() for label in labels.unique()]
+
+
+def _drawn(of_class: list[Tensor], size: int, generator: torch.Generator) -> Tensor:
+    """`size` positions, equally many of each class: all its images in a random order, again and again as needed."""
+    parts = []
+    for at, positions in enumerate(of_class):
+        wanted = (at + 1) * size // len(of_class) - at * size // len(of_class)
+        rounds = [positions[_shuffled(len(positions), generator)] for _ in range(-(-wanted // len(positions)))]
+        parts += [torch.cat(rounds)[:wanted]] if rounds else []
+    drawn = torch.cat(parts)
+    return drawn[_shuffled(len(drawn), generator)]

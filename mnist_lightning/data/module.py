@@ -11,10 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from mnist_lightning.data.augment import affine
-from mnist_lightning.data.digits import Digits
+from mnist_lightning.data.digits import TEN, Digits
 from mnist_lightning.data.download import download
-from mnist_lightning.data.idx import find_idx, read_idx
 from mnist_lightning.data.loader import TensorLoader
+from mnist_lightning.data.sources import Found, files_under, find, named, only, saw
 from mnist_lightning.data.synthetic import synthetic_digits
 from mnist_lightning.data.tables import read_text
 from mnist_lightning.errors import BadSetting, UserError
@@ -30,13 +30,15 @@ class MNISTDataModule(LightningDataModule):
     """Digits as `uint8` tensors on the training device, and loaders that cut batches from them.
 
     Args:
-        root: Folder with the four IDX files, plain or .gz, or to download them to ($MNIST_ROOT, else ./data).
-        source: mnist (IDX files of root, else a download), text (train_file and test_file), synthetic (drawn by
+        root: Folder with digits in any form, or one such file, or a folder to download MNIST to ($MNIST_ROOT, else
+            ./data).
+        source: mnist (what lies in root, else a download), text (train_file and test_file), synthetic (drawn by
             the program), or auto: mnist if it can be had, else synthetic, said loudly.
         train_file: Tab-delimited text to train on, 784 values 0-255 and the label on a line (source text).
         test_file: The same for testing.
         batch_size: Images of one optimizer step, on each device.
-        val_size: Training images held out for validation, chosen by a fixed seed.
+        val_size: Training images held out for validation, chosen by a fixed seed; by default 5000, or a sixth where
+            that is less.
         train_size: Use only the first so many training images (after those for validation are taken out).
         drawn: How many digits drawn by the program are put to the training images: forms that MNIST has little of.
         augment: affine: each epoch sees the training images turned, scaled, slanted and moved a little anew.
@@ -44,9 +46,14 @@ class MNISTDataModule(LightningDataModule):
             and 0.3081 for MNIST); none: only divide by 255.
         seed: Seed of the order of the batches; by default that of the run.
         test_each_epoch: Also evaluate the test images each epoch, as articles plot them; never used to choose.
+        subset: Which of several sets in root, by its name or a part of it, e.g. letters.
+        label: Where in a table the label stands: auto, first, last, none, or the name of a column.
+        cache: Keep what was read of a folder of pictures, so that it is read at once the next time.
+        classes: Only images of these classes, by their names, e.g. 3,5,8.
+        balance: loss: rare classes weigh more in training; draw: each epoch draws equally many images of each class.
     """
 
-    classes = 10  # whichever of them the files hold
+    names = TEN  # of the classes, whichever of them the files hold
 
     def __init__(
         self,
@@ -55,13 +62,18 @@ class MNISTDataModule(LightningDataModule):
         train_file: str | None = None,
         test_file: str | None = None,
         batch_size: int = 64,
-        val_size: int = 5000,
+        val_size: int | None = None,
         train_size: int | None = None,
         drawn: int = 0,
         augment: Literal["none", "affine"] = "none",
         normalize: Literal["auto", "none"] | tuple[float, float] = "auto",
         seed: int | None = None,
         test_each_epoch: bool = False,
+        subset: str | None = None,
+        label: str = "auto",
+        cache: bool = True,
+        classes: str | list[str] | None = None,
+        balance: Literal["none", "loss", "draw"] = "none",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # the logger would mix them with the model's
@@ -83,20 +95,35 @@ class MNISTDataModule(LightningDataModule):
         self.download_problem: str | None = None  # why `auto` fell back to synthetic digits
         self.expected_fingerprint: str | None = None  # a resumed run's training images
         self._fingerprint: str | None = None
+        self.expected_names: tuple[str, ...] | None = None  # the classes of a network that is there already
+        self.trained_on: str | None = None  # fingerprint of the images that it was trained on
+        self._found: Found | None = None
         self._digits: dict[str, Digits] = {}
         self._subsets: dict[str, Tensor | None] = {}
 
     # ------------------------------------------------------------------ from files to tensors
 
+    @property
+    def classes(self) -> int:
+        return len(self.names)
+
     def prepare_data(self) -> None:
         """Downloads where that is wanted; Lightning calls it once a machine."""
-        if self.source in ("auto", "mnist") and find_idx(self.root) is None and self.download_problem is None:
-            try:
-                download(self.root)
-            except UserError as error:
-                if self.source == "mnist":
-                    raise
-                self.download_problem = str(error)
+        if self.source not in ("auto", "mnist") or self._recognised() or self.download_problem is not None:
+            return
+        if self.source == "mnist" and files_under(self.root):
+            raise UserError(f"{saw(self.root)}; to download MNIST, give a folder with nothing in it")
+        try:
+            download(self.root)
+        except UserError as error:
+            if self.source == "mnist":
+                raise
+            self.download_problem = str(error)
+
+    def _recognised(self) -> Found | None:
+        """What lies in the root; looked at again until there is something."""
+        self._found = self._found or find(self.root, *(self.hparams[name] for name in ("subset", "label", "cache")))
+        return self._found
 
     def setup(self, stage: str) -> None:
         training = stage in ("fit", "validate")
@@ -118,22 +145,54 @@ class MNISTDataModule(LightningDataModule):
         if split in self._digits:
             return self._digits[split]
         if self.source == "auto":
-            self.source = "synthetic" if find_idx(self.root) is None else "mnist"
+            self.source = "mnist" if self._recognised() else "synthetic"
         if self.source == "synthetic":
             count, seed = (60_000, 0) if split == "train" else (10_000, 1)
             digits = Digits(*synthetic_digits(count, seed))
         elif self.source == "mnist":
-            digits = read_idx(self.root, split)
+            digits = self._read_files(split)
         elif file := self.hparams[f"{split}_file"]:
             digits = read_text(Path(file))
         else:
             raise BadSetting(f"--data.source text needs --data.{split}_file")
+        digits = self._kept(digits)
         if split == "train" and (count := self.hparams["drawn"]):
+            if digits.names != TEN:
+                raise BadSetting("--data.drawn draws the ten digits; these are other classes")
             more = synthetic_digits(count, DRAWN_SEED)
             digits = digits._replace(
                 images=torch.cat([digits.images, more[0]]), labels=torch.cat([digits.labels, more[1]])
             )
-        self._digits[split] = digits
+        self._digits[split], self.names = digits, digits.names
+        return digits
+
+    def _read_files(self, split: str) -> Digits:
+        found = self._recognised()
+        if not found:
+            raise UserError(saw(self.root))
+        if split == "test" and found.divided and self.trained_on:
+            trained_on_these = self.trained_on == fingerprint_of(self._kept(found.read("train")))
+            return found.read(split) if trained_on_these else found.whole()  # of strange images all are for the test
+        return found.read(split)
+
+    def told(self) -> str | None:
+        """What was recognised, in a line."""
+        return self._found.told() if self.source == "mnist" and self._found else None
+
+    def _kept(self, digits: Digits) -> Digits:
+        """The images of the classes that are wanted, in the order of the network's classes."""
+        wanted = self.hparams["classes"]
+        if wanted is not None:
+            words = wanted.split(",") if isinstance(wanted, str) else wanted
+            digits = only(digits, [str(word).strip() for word in words])
+        if self.expected_names and digits.names != self.expected_names:
+            held = {digits.names[at] for at in digits.labels.unique().tolist()}
+            if strange := sorted(held - set(self.expected_names)):
+                raise UserError(
+                    f"{self.root} holds images of {', '.join(strange[:5])}, which the network does not know: it knows "
+                    f"{', '.join(self.expected_names[:70])}; see --data.classes"
+                )
+            digits = named(digits, self.expected_names)
         return digits
 
     def _divide(self, images: int) -> None:
@@ -141,6 +200,8 @@ class MNISTDataModule(LightningDataModule):
 
         Digits that are drawn besides come after them, and are all trained on.
         """
+        if self.hparams["val_size"] is None:
+            self.hparams["val_size"] = min(5000, images // 6)
         val_size, train_size = self.hparams["val_size"], self.hparams["train_size"]
         drawn = np.arange(images, images + self.hparams["drawn"], dtype=np.int32)
         if val_size >= images:
@@ -176,6 +237,18 @@ class MNISTDataModule(LightningDataModule):
         labels, subset = self._digits[FILE[split]].labels, self._subsets[split]
         return labels if subset is None else labels[subset]
 
+    def counts(self) -> dict[str, int]:
+        """How many training images there are of each class."""
+        counts = self.labels("train").long().bincount(minlength=self.classes).tolist()
+        return dict(zip(self.names, counts, strict=True))
+
+    def for_model(self) -> dict[str, Any]:
+        """Settings of DigitClassifier that follow from the data."""
+        names = None if self.names == TEN else list(self.names)
+        weighs = self.hparams["balance"] == "loss"
+        weights = class_weights(self.labels("train"), self.classes) if weighs else None
+        return {"classes": self.classes, "class_names": names, "class_weights": weights}
+
     def _loader(self, split: str) -> TensorLoader:
         file, training, trainer = FILE[split], split == "train", self.trainer
         if split not in self._subsets:  # no Trainer has called setup
@@ -199,6 +272,7 @@ class MNISTDataModule(LightningDataModule):
             prepare=self.normalized,
             augment=affine if training and self.hparams["augment"] == "affine" else None,
             shuffle=training and not (trainer and trainer.overfit_batches),
+            balanced=training and self.hparams["balance"] == "draw",
             seed=self.hparams["seed"],
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
@@ -217,16 +291,26 @@ class MNISTDataModule(LightningDataModule):
     def fingerprint(self) -> str:
         """Tells other training images from these; looks at all labels and at up to 1,000 images."""
         if self._fingerprint is None:  # each checkpoint holds it
-            images, labels, _ = self._digits["train"]
-            content = (tensor.cpu().numpy().tobytes() for tensor in (labels, torch.cat(_spread(images, 1000, 100))))
-            self._fingerprint = f"{zlib.crc32(b''.join(content)):08x}"
+            self._fingerprint = fingerprint_of(self._digits["train"])
         return self._fingerprint
 
     def state_dict(self) -> dict[str, Any]:
         """The resolved source, normalisation and training images, so that every tool can do as training did."""
         mean, std = self.mean_std or (0.0, 1.0)
-        known = {"source": self.source, "mean": mean, "std": std, "classes": self.classes}
+        known = {"source": self.source, "mean": mean, "std": std, "classes": self.classes, "names": list(self.names)}
         return known | ({"fingerprint": self.fingerprint()} if "train" in self._digits else {})
+
+
+def fingerprint_of(digits: Digits) -> str:
+    parts = (digits.labels, torch.cat(_spread(digits.images, 1000, 100)))
+    return f"{zlib.crc32(b''.join(tensor.cpu().numpy().tobytes() for tensor in parts)):08x}"
+
+
+def class_weights(labels: Tensor, classes: int) -> list[float]:
+    """What the loss of each class weighs, so that all that are there weigh alike together; 1 on the average image."""
+    counts = labels.long().bincount(minlength=classes).tolist()
+    present = sum(count > 0 for count in counts)
+    return [round(len(labels) / (present * count), 6) if count else 0.0 for count in counts]
 
 
 def _mean_std(images: Tensor) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Files as they are or packed (gzip, bzip2, xz, zip), told by their first bytes and never by their names."""
+"""Files as they are or packed (gzip, bzip2, xz, in a zip archive), told by their first bytes, never by their names."""
 
 import bz2
 import gzip
@@ -50,7 +50,9 @@ class Unpacked(NamedTuple):
 
 
 def items_of(path: Path) -> list[Item]:
-    """The file itself; of a zip archive, what is in it. Empty where it cannot be opened."""
+    """The file itself; of a zip archive, what is in it."""
+    if not path.is_file():  # a pipe would be waited for
+        return [Item(path)]
     try:
         with open(path, "rb") as file:
             if file.read(4) != _ZIP:
@@ -67,7 +69,7 @@ def unpacked(item: Item) -> Iterator[Unpacked]:
     """The open file, unpacked; what goes wrong while it is read becomes a UserError."""
     packing = ""
     try:
-        if item.path.exists() and not item.path.is_file():  # a pipe would be waited for, and /dev/zero has no end
+        if item.path.exists() and not item.path.is_file():  # it would be waited for, or has no end
             raise UserError(f"{item.path} is a folder or a device, not a file: put the data file there")
         with ExitStack() as stack:
             file: Any = stack.enter_context(open(item.path, "rb"))

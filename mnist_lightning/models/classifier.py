@@ -20,7 +20,9 @@ class DigitClassifier(LightningModule):
     Batches are (images, labels [n]): images float, normalised, or uint8, which are divided by 255.
 
     Args:
-        classes: Number of classes; `fit` takes it from the data.
+        classes: Number of classes; `fit` takes it from the data, and the next two.
+        class_names: What they are called, where that is not 0, 1, 2 and so on.
+        class_weights: What the loss of an image of each class weighs in training; see --data.balance.
         loss: cross_entropy on logits, or mse: mean squared error against one-hot targets.
         label_smoothing: With cross_entropy, the part of the target that is spread over all classes in training.
         optimizer: Name of a torch.optim class.
@@ -34,10 +36,13 @@ class DigitClassifier(LightningModule):
 
     net: nn.Sequential
     one_hot: Tensor
+    weights: Tensor
 
     def __init__(
         self,
         classes: int = 10,
+        class_names: list[str] | None = None,
+        class_weights: list[float] | None = None,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
         label_smoothing: float = 0.0,
         optimizer: str = "Adam",
@@ -52,6 +57,9 @@ class DigitClassifier(LightningModule):
         self.save_hyperparameters()
         if classes < 2:
             raise BadSetting(f"--model.classes is {classes}; it must be at least 2")
+        for name, given in (("class_names", class_names), ("class_weights", class_weights)):
+            if given is not None and len(given) != classes:
+                raise BadSetting(f"--model.{name} has {len(given)} entries; there are {classes} classes")
         if lr < 0:
             raise BadSetting(f"--model.lr is {lr}; it must not be below 0")
         if not 0 <= label_smoothing < 1 or (label_smoothing and loss != "cross_entropy"):
@@ -62,6 +70,8 @@ class DigitClassifier(LightningModule):
         self.classes = classes
         self.example_input_array = torch.zeros(1, 1, 28, 28)  # for the summary's shapes
         self.register_buffer("one_hot", torch.eye(classes), persistent=False)  # looked up, four times as fast as made
+        weights = torch.tensor(class_weights or [1.0] * classes)
+        self.register_buffer("weights", weights, persistent=False)
         self.accuracy = nn.ModuleDict({f"{stage}_acc": Accuracy(classes) for stage in ("train", "val", "test")})
 
     def forward(self, images: Tensor) -> Tensor:
@@ -102,10 +112,16 @@ class DigitClassifier(LightningModule):
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if len(labels) == 0:  # a rank can have no image at the end of an epoch
             return logits.sum()
+        weights = self.weights if self.hparams["class_weights"] and self.training else None
         if self.hparams["loss"] == "mse":
-            return F.mse_loss(logits, self.one_hot.index_select(0, labels).to(logits.dtype))
+            targets = self.one_hot.index_select(0, labels).to(logits.dtype)
+            if weights is None:
+                return F.mse_loss(logits, targets)
+            each = weights[labels]
+            return ((logits - targets).square().mean(1) * each).sum() / each.sum()
         smoothing = self.hparams["label_smoothing"] if self.training else 0.0
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        weights = weights if weights is None else weights.to(logits.dtype)
+        return F.cross_entropy(logits, labels, weights, label_smoothing=smoothing)
 
     def configure_optimizers(self) -> Any:
         # under mixed precision a fused optimizer unscales the gradients itself, too late to clip them

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
+from mnist_lightning.data.digits import MOST_CLASSES
 from mnist_lightning.errors import UserError, first_line
 from mnist_lightning.files import is_device, sync, write_whole
 from mnist_lightning.models import MODELS, DigitClassifier
@@ -24,6 +25,7 @@ from mnist_lightning.training.checkpoint_content import LARGEST, STATE, check_va
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64  # bytes of the zip comment
 NO_COMMENT = b"PK\x05\x06"  # where a zip archive without one has its end: 22 bytes before that of the file
+OF_CLASSES = ("class_names", "class_weights")  # settings of models with an entry for each class
 GONE = {"gradient_clip_val", "seed"}  # settings of models that earlier checkpoints have
 
 
@@ -164,7 +166,9 @@ def check_model(checkpoint: dict[str, Any], path: Path) -> type[DigitClassifier]
     settings, weights, refusals = _settings(checkpoint), checkpoint["state_dict"], []
     for known in [name] if name else MODELS:
         try:
-            if any(isinstance(value, list | tuple) and len(value) > len(weights) + 5 for value in settings.values()):
+            lists = {name: len(value) for name, value in settings.items() if isinstance(value, list | tuple)}
+            most = dict.fromkeys(OF_CLASSES, MOST_CLASSES)
+            if any(length > most.get(name, len(weights) + 5) for name, length in lists.items()):
                 raise ValueError("more layers than weights")
             with torch.device("meta"):
                 MODELS[known](**settings).load_state_dict(weights, assign=True)

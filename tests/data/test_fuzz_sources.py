@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mnist_lightning.data.digits import Digits
-from mnist_lightning.data.idx import read_idx
+from mnist_lightning.data.sources import Digits
+from mnist_lightning.data.sources import read as read_idx
 from mnist_lightning.data.tables import read_text
 from mnist_lightning.errors import UserError
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_lightning.data.digits import Digits
 from mnist_lightning.data.download import download
-from mnist_lightning.data.idx import find_idx, read_idx
+from mnist_lightning.data.sources import TAKES, Digits, find
+from mnist_lightning.data.sources import read as read_idx
 from mnist_lightning.data.tables import read_text, write_text
 from mnist_lightning.errors import UserError
 
@@ -130,7 +130,7 @@ def test_idx_large_plain_file_opens_at_once(tmp_path):
         put(tmp_path / name, struct.pack(">2I", 0x801, count) + bytes(count), gz=False)
     start = time.perf_counter()
     digits = read_idx(tmp_path, "train")
-    assert time.perf_counter() - start < 1  # 0.04 s on two idle cores, all of it for the labels
+    assert time.perf_counter() - start < 3  # 4.7 GB would take longer
     assert digits.images.shape == (count, 28, 28)
     assert digits.images[-1].sum() == 0
 
@@ -143,25 +143,24 @@ def test_idx_plain_images_are_file_backed(tmp_path):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
 
-    digits = read_idx(tmp_path, "train")
+    read_idx(tmp_path, "test")  # what is imported on the way
     anonymous, file_backed = megabytes("RssAnon"), megabytes("RssFile")
+    digits = read_idx(tmp_path, "train")
     assert digits.images.max() == 1  # touches all of its 30 MB
     assert megabytes("RssFile") - file_backed > 25
     assert megabytes("RssAnon") - anonymous < 15
 
 
-def test_find_idx(tmp_path):
-    assert find_idx(tmp_path) is None
-    assert find_idx(tmp_path / "nowhere") is None
-    raw = tmp_path / "MNIST" / "raw"
-    write_idx(raw, gz=True)
-    assert find_idx(tmp_path) == raw
-    assert find_idx(raw) == raw
-    put(tmp_path / NAMES[0], b"stray", gz=False)
-    assert find_idx(tmp_path) == raw  # holds more of them
-    write_idx(tmp_path, gz=False)
-    assert find_idx(tmp_path) == tmp_path
-    assert find_idx(tmp_path / NAMES[0]) is None  # a file, not a folder
+def test_find(tmp_path):
+    assert find(tmp_path) is None
+    assert find(tmp_path / "nowhere") is None
+    write_idx(tmp_path / "MNIST" / "raw", gz=True)
+    put(tmp_path / "notes.txt", b"stray", gz=False)
+    assert find(tmp_path).told() == (
+        f"Digits of {tmp_path}: IDX, 5 to train on and 3 to test on, 28×28, 10 classes; train and test by their names"
+    )
+    image_file = tmp_path / "MNIST" / "raw" / (NAMES[2] + ".gz")
+    assert same(find(image_file).read("test"), some(3, seed=1))  # its labels lie beside it
 
 
 def test_read_idx_finds_torchvisions_folder(tmp_path):
@@ -169,19 +168,36 @@ def test_read_idx_finds_torchvisions_folder(tmp_path):
     assert same(read_idx(tmp_path, "train"), some(5))
 
 
-def test_idx_nothing_there(tmp_path):
+def test_nothing_there_is_told_with_what_is_seen_and_taken(tmp_path):
+    assert message(read_idx, tmp_path, "train").startswith(
+        f"{tmp_path} holds nothing, in which no digits are recognised"
+    )
+    for number in range(10):
+        (tmp_path / f"page{number}.html").write_text("<html>")
     assert message(read_idx, tmp_path, "train") == (
-        f"{tmp_path} holds none of MNIST's four files: set --data.root to where they are"
+        f"{tmp_path} holds {', '.join(f'page{number}.html' for number in range(8))} and 2 more files, in which no "
+        f"digits are recognised: taken are {TAKES}"
     )
 
 
-def test_idx_missing_files_are_named(tmp_path):
+def test_one_split_is_divided(tmp_path):
+    write_idx(tmp_path, gz=True, train=some(60))
+    for name in NAMES[2:]:
+        (tmp_path / (name + ".gz")).unlink()
+    train, test = read_idx(tmp_path, "train"), read_idx(tmp_path, "test")
+    assert (len(train.labels), len(test.labels)) == (50, 10)
+    rows = {bytes(image.flatten().tolist()) for digits in (train, test) for image in digits.images}
+    assert rows == {bytes(image.flatten().tolist()) for image in some(60).images}
+    assert same(read_idx(tmp_path, "test"), test)
+    assert "only one split, of which a sixth, drawn by a fixed seed, is held out" in find(tmp_path).told()
+
+
+def test_test_images_alone_are_not_trained_on(tmp_path):
     write_idx(tmp_path, gz=True)
-    (tmp_path / (NAMES[2] + ".gz")).unlink()
-    (tmp_path / (NAMES[3] + ".gz")).unlink()
-    assert message(read_idx, tmp_path, "train") == (
-        f"{tmp_path} holds 2 of 4 files: add {NAMES[2]}, {NAMES[3]} (plain or .gz)"
-    )
+    for name in NAMES[:2]:
+        (tmp_path / (name + ".gz")).unlink()
+    assert same(read_idx(tmp_path, "test"), some(3, seed=1))
+    assert message(read_idx, tmp_path, "train") == f"{tmp_path} holds images to test only: add those to train on"
 
 
 def damage(tmp_path: Path, name: str, content: bytes, gz: bool) -> str:
@@ -208,23 +224,13 @@ def damage(tmp_path: Path, name: str, content: bytes, gz: bool) -> str:
             idx_images(some(5).images),
             " has magic number 2051, labels have 2049: get the right file",
         ),
-        (
-            NAMES[0],
-            struct.pack(">4I", 0x803, 5, 32, 32) + bytes(5 * 1024),
-            " holds images of 32x32, expected 28x28: use MNIST's format",
-        ),
         (NAMES[0], struct.pack(">4I", 0x803, 0, 28, 28), " holds 0 images, expected at least 1: get it anew"),
         (NAMES[1], struct.pack(">2I", 0x801, 0), " holds 0 labels, expected at least 1: get it anew"),
-        (NAMES[0], idx_images(some(5).images)[:7], " has 7 bytes, its header takes 16: get it anew"),
+        (NAMES[0], idx_images(some(5).images)[:7], " is no IDX file, as its name would have it: get it anew"),
         (
             NAMES[0],
             idx_images(some(4).images),
             f" holds 4 images but {NAMES[1]} 5 labels: get both files from the same place",
-        ),
-        (
-            NAMES[1],
-            idx_labels(torch.tensor([1, 2, 9, 10, 255], dtype=torch.uint8)),
-            ": label 3 is 10, expected 0 to 9: get the file anew",
         ),
     ],
 )
@@ -272,12 +278,10 @@ def test_idx_damaged_gzip(tmp_path):
     assert message(read_idx, tmp_path, "train").startswith(damaged + "CRC check failed")
     path.write_bytes(whole + b"junk")
     assert message(read_idx, tmp_path, "train").startswith(damaged)
-    path.write_bytes(idx_images(some(5).images))
-    assert message(read_idx, tmp_path, "train") == (
-        f"{path} (3936 bytes) is not gzip: get it anew, or drop .gz if unpacked"
-    )
     path.write_bytes(b"")
-    assert message(read_idx, tmp_path, "train").startswith(f"{path} (0 bytes) is not gzip")
+    assert message(read_idx, tmp_path, "train") == f"{path} is no IDX file, as its name would have it: get it anew"
+    path.write_bytes(idx_images(some(5).images))  # plain in spite of its name
+    assert same(read_idx(tmp_path, "train"), some(5))
 
 
 def test_idx_not_a_readable_file(tmp_path):
@@ -285,7 +289,8 @@ def test_idx_not_a_readable_file(tmp_path):
     path = tmp_path / NAMES[1]
     path.unlink()
     path.mkdir()
-    assert message(read_idx, tmp_path, "train").startswith(f"{path} is a folder or a device, not a file")
+    images = tmp_path / NAMES[0]
+    assert message(read_idx, tmp_path, "train") == f"{images} has no labels of as many images beside it: add them"
     path.rmdir()
     os.mkfifo(path)  # would wait for ever
     assert message(read_idx, tmp_path, "train").startswith(f"{path} is a folder or a device, not a file")
@@ -317,8 +322,8 @@ def test_idx_permission_errors_are_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.open", denied)
     assert "cannot be read (Permission denied)" in message(read_idx, tmp_path, "train")
-    monkeypatch.setattr(os, "listdir", denied)
-    assert "cannot be listed (Permission denied)" in message(find_idx, tmp_path)
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "cannot be listed (Permission denied)" in message(find, tmp_path)
 
 
 @pytest.mark.parametrize("gz", [False, True], ids=["plain", "gz"])
@@ -330,7 +335,7 @@ def test_idx_header_that_claims_billions(tmp_path, gz):
 
 MEMORY = """
 import sys, pathlib
-from mnist_lightning.data.idx import read_idx
+from mnist_lightning.data.sources import read as read_idx
 from mnist_lightning.data.tables import read_text
 from mnist_lightning.errors import UserError
 def peak():
@@ -388,7 +393,6 @@ def write_qmnist(folder: Path, labels: bytes, gz: bool) -> None:
 @pytest.mark.parametrize("gz", [False, True], ids=["plain", "gz"])
 def test_qmnist(tmp_path, gz):
     write_qmnist(tmp_path, qmnist_labels([7, 0, 9, 3]), gz)
-    assert find_idx(tmp_path) == tmp_path
     for split in ("train", "test"):
         digits = read_idx(tmp_path, split)
         assert torch.equal(digits.images, some(4).images)
@@ -397,22 +401,24 @@ def test_qmnist(tmp_path, gz):
 
 
 @pytest.mark.parametrize("label", [10, 256, 1 << 24, -1])
-def test_qmnist_wrong_label(tmp_path, label):
-    write_qmnist(tmp_path, qmnist_labels([7, 0, label, 3]), gz=False)
-    assert f"label 2 is {label}, expected 0 to 9" in message(read_idx, tmp_path, "train")
+def test_a_label_that_is_a_slip(tmp_path, label):
+    for part in ("train", "test"):
+        put(tmp_path / f"qmnist-{part}-images-idx3-ubyte", idx_images(some(200).images), False)
+        put(tmp_path / f"qmnist-{part}-labels-idx2-int", qmnist_labels([7, 0, label, 3] + [5] * 196), False)
+    assert f"label 2 is {label}, where nearly all are 0 to 9: correct it" in message(read_idx, tmp_path, "train")
 
 
 def test_qmnist_wrong_header(tmp_path):
     write_qmnist(tmp_path, qmnist_labels([7, 0, 1, 3], columns=7), gz=False)
-    assert "holds labels of 7, expected 8" in message(read_idx, tmp_path, "train")
+    assert "announces 4 labels, 124 bytes, but has 140 bytes" in message(read_idx, tmp_path, "train")
     write_qmnist(tmp_path, qmnist_labels([7, 0, 1, 3], magic=0x801), gz=False)
-    assert "has magic number 2049, labels have 3074" in message(read_idx, tmp_path, "train")
+    assert "announces 4 labels, 12 bytes, but has 140 bytes" in message(read_idx, tmp_path, "train")
 
 
 def test_qmnist_missing(tmp_path):
     write_qmnist(tmp_path, qmnist_labels([7, 0, 1, 3]), gz=True)
     (tmp_path / "qmnist-test-labels-idx2-int.gz").unlink()
-    assert "holds 3 of 4 files: add qmnist-test-labels-idx2-int" in message(read_idx, tmp_path, "train")
+    assert str(find(tmp_path).told()).endswith("; qmnist-test-images-idx3-ubyte.gz has no labels")
 
 
 # Download --------------------------------------------------------------------------------------------------
@@ -459,7 +465,6 @@ def test_download(mirror, hanging, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(torchvision, "mirrors", [hanging, url])  # the first never answers, the second does
     target = tmp_path / "new" / "data"
     download(target, timeout=1.0)
-    assert find_idx(target) == target / "MNIST" / "raw"
     assert same(read_idx(target, "train"), some(5))
     assert sorted(path.name for path in (target / "MNIST" / "raw").iterdir()) == sorted(n for n, _ in sums)
     assert capfd.readouterr() == ("", "")

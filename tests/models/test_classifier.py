@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from mnist_lightning.data.idx import read_idx
 from mnist_lightning.data.loader import TensorLoader
 from mnist_lightning.data.module import MNISTDataModule
+from mnist_lightning.data.sources import read as read_digits
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.models import CNN, MLP, DigitClassifier
 from mnist_lightning.models.metrics import WAITING, Accuracy
@@ -66,7 +66,7 @@ def by_hand(
     root: Path, model: DigitClassifier, optimizer: torch.optim.Optimizer, epochs: int, mse: bool, smoothing: float = 0.0
 ) -> list[float]:
     """The articles' own loop, on the same images in the same order; the loss of each step."""
-    images, labels, _ = read_idx(root, "train")
+    images, labels, _ = read_digits(root, "train")
     pixels = images.float() / 255
     mean, std = round(pixels.mean().item(), 4), round(pixels.std().item(), 4)
     pixels = ((images.float() - 255 * mean) / (255 * std)).unsqueeze(1)
