@@ -82,7 +82,7 @@ class Predictor:
         data = next((entry for entry in checkpoint.values() if _is_normalization(entry)), {"mean": 0.0, "std": 1.0})
         self.normalize = data["mean"], data["std"]
         normalized = MNISTDataModule(normalize=self.normalize).normalized
-        forward = _forward(self.model)
+        forward = forward_of(self.model)
 
         def rows(images: Tensor) -> Tensor:
             with torch.inference_mode():
@@ -168,7 +168,7 @@ def _is_normalization(entry: Any) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(name), float) for name in ("mean", "std"))
 
 
-def _forward(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def forward_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """From normalised images [n, 1, 28, 28] to logits: `forward`, or the `predict_step` of a module that has none."""
     if type(model).forward is not LightningModule.forward:
         return model

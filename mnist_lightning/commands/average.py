@@ -22,7 +22,7 @@ from mnist_lightning.words import merged, pairs_of_words, root_and_name, with_fi
 def parted(words: list[str]) -> tuple[list[str], list[str]]:
     """The checkpoints that --ckpt_path names, if they are several, and the other words."""
     for start, word in enumerate(words):
-        first = word.partition("=")[2] if word.startswith("--ckpt_path=") else None
+        first = word.partition("=")[2] if word.startswith("--ckpt_path=") else ""
         if word == "--ckpt_path" or first:
             end = start + 1
             while end < len(words) and not words[end].startswith("-"):

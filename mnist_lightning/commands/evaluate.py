@@ -47,7 +47,7 @@ def command(stage: str, words: list[str], signals: Signals) -> None:
     recipe = next((file for name, file in pairs if name == "config"), None)
     run, file = meant(stage, *root_and_name(asked), base_name(recipe, None), asked.get("ckpt_path"))
     checkpoint = read_weights(file)
-    config = parsed(stage, merged(_of_training(checkpoint, run) + pairs))
+    config = parsed(stage, merged(settings_of_training(checkpoint, run) + pairs))
     model = config.model.make() if "model" in config else model_of(checkpoint, file)
     trainer = make_trainer(config.trainer.arguments(), [SignalsAgain(signals)])
     result = run_stage(trainer, model, config.data.make(), file, stage)
@@ -63,7 +63,7 @@ def meant(stage: str, root: Path, name: str | None, base: str | None, ckpt_path:
     return run_and_file(root, name, base, ckpt_path)
 
 
-def _of_training(checkpoint: dict[str, Any], run: Run | None) -> Pairs:
+def settings_of_training(checkpoint: dict[str, Any], run: Run | None) -> Pairs:
     """The settings that a checkpoint was trained with, so far as they matter now."""
     state, ours = checkpoint.get(STATE, {}), checkpoint.get("MNISTDataModule")
     own = {"data": not ours, "model": state.get("model", "MLP") not in MODELS}  # of the user's, as config.yaml has it

@@ -87,7 +87,7 @@ def grey_levels(picture: Image.Image) -> Grey:
     level = np.asarray(coloured.convert("RGB").convert("L"), dtype=np.float32)
     # Where most is left out, what is there is the ink, and the paper is what it stands out from.
     light = cover.mean() < 0.5 and cover.any() and float((level * cover).sum() / cover.sum()) > 160
-    return level * cover + np.float32(0 if light else 255) * (1 - cover)
+    return (level * cover + np.float32(0 if light else 255) * (1 - cover)).astype(np.float32)
 
 
 def _as_it_is(picture: Image.Image) -> Tensor | None:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,8 @@ def _npz(digits: Digits, split: str, output: Path) -> None:
     """With Keras' names of arrays, and the names of the classes."""
     labels = digits.labels.numpy() if digits.names == TEN else np.array(digits.names)[digits.labels.numpy()]
     with whole_file(output) as file:
-        np.savez_compressed(file, **{f"x_{split}": digits.images.numpy(), f"y_{split}": labels})
+        arrays: dict[str, Any] = {f"x_{split}": digits.images.numpy(), f"y_{split}": labels}
+        np.savez_compressed(file, **arrays)
 
 
 def _parquet(digits: Digits, split: str, output: Path) -> None:

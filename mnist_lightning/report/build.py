@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lightning import figures
-from mnist_lightning.commands.evaluate import _of_training
+from mnist_lightning.commands.evaluate import settings_of_training
 from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.files import write_whole
 from mnist_lightning.predictor import Predictor, pretrained
@@ -81,7 +81,7 @@ def _settings(source: Source) -> dict[str, Any]:
 
 def _data(source: Source, checkpoint: dict[str, Any], asked: Pairs) -> Any:
     """The data module, as the training had it but for what was asked."""
-    pairs = _of_training(checkpoint, source.run) if checkpoint else []
+    pairs = settings_of_training(checkpoint, source.run) if checkpoint else []
     pairs = [pair for pair in pairs if pair[0].partition(".")[0] == "data"]
     if not any(name == "data.source" for name, _ in pairs):  # weights of no run: nothing is drawn in MNIST's place
         pairs = [("data.source", "mnist"), *pairs] if not any(name == "data" for name, _ in pairs) else pairs

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError, first_line
-from mnist_lightning.predictor import Predictor
-from mnist_lightning.predictor import _forward as forward_of
+from mnist_lightning.predictor import Predictor, forward_of
 from mnist_lightning.report.measures import DOUBTED, MNIST_TEST, fingerprint
 
 SPLITS = {"test": "test", "val": "validate"}  # and the stage that Lightning sets each up for
@@ -118,6 +117,7 @@ def _of_loader(predictor: Predictor, data: Data, split: str, stage: str) -> tupl
 
 def _batch(predictor: Predictor, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
     images, labels = batch[0], batch[1]
+    assert predictor.model is not None  # an .onnx file has no run, and so no loaders
     with torch.inference_mode():
         rows = forward_of(predictor.model)(images).float().softmax(1)
     return images, labels, rows

@@ -5,7 +5,8 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ class App:
         model: str = "A neural network",
         collection: Collection | None = None,
         token: str | None = None,
-        hosts: Sequence[str] | None = LOOPBACK,
+        hosts: abc.Collection[str] | None = LOOPBACK,
         limits: Limits | None = None,
         threads: int = os.cpu_count() or 1,
         starting: Callable[[], None] = lambda: None,

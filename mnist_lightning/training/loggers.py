@@ -109,7 +109,7 @@ def _put_files_into(folder: Path, trainer: Trainer, loggers: list[Logger]) -> No
             logger._save_dir = logger._wandb_init["dir"] = str(folder)
 
 
-def _quiet_for_tensorboard(others: Callable[[Any], None]) -> Callable[[Any], None]:
+def _quiet_for_tensorboard(others: Callable[[Any], object]) -> Callable[[Any], None]:
     """Its thread hands an OSError on to the next call, where it is said; that it ended needs no traceback."""
 
     def hook(args: Any) -> None:
@@ -121,7 +121,7 @@ def _quiet_for_tensorboard(others: Callable[[Any], None]) -> Callable[[Any], Non
 
 def _never_stop_for(logger: Any) -> None:
     """What a logger cannot write, for a full disk or a server that is gone, is said once; the training goes on."""
-    told = []
+    told: list[OSError] = []
 
     def patient(method: Callable[..., None]) -> Callable[..., None]:
         def call(*args: Any, **kwargs: Any) -> None:
