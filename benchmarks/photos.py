@@ -1,6 +1,7 @@
 """How pictures as people make them are read: drawn by program from the pen trajectories of writers.
 
-    python benchmarks/photos.py pens.txt.gz --count 40 --seed 11
+    python benchmarks/photos.py pens-test.txt.gz --count 40 --seed 11
+    python benchmarks/photos.py pens-train.txt.gz --write FOLDER    # MNIST with each of these digits besides, drawn twice
 
 A line of the file is a label, a tab, and strokes parted by " / " of points x,y (y upwards).
 """
@@ -19,8 +20,10 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
-from mnist_lightning import Predictor
+from mnist_lightning import MNISTDataModule, Predictor
+from mnist_lightning.data.digits import Digits
 from mnist_lightning.data.photo import prepare
+from mnist_lightning.data.writing import write
 
 Strokes = list[np.ndarray]  # of points [n, 2] in 0 to 1, y downwards
 
@@ -268,12 +271,35 @@ def several(pens: list[tuple[int, Strokes]], rng: Generator) -> tuple[str, Image
     )
 
 
+def write_with_mnist(pens: list[tuple[int, Strokes]], folder: Path) -> None:
+    """MNIST in `folder`, its training images followed by a drawing of each digit, as `prepare` sees it, twice."""
+    rng, data = np.random.default_rng(5), MNISTDataModule(source="mnist")
+    images, labels = [], []
+    for number in rng.permutation(len(pens)):
+        label, strokes = pens[number]
+        size, pen = 110, math.exp(rng.uniform(math.log(1.5), math.log(11)))
+        side = rng.uniform(0.6, 0.85) * size - pen
+        ink = coverage((size, size), turned(strokes, rng), ((size - side) / 2, (size - side) / 2, side), pen, 3)
+        seen = prepare(Image.fromarray((255 - 255 * ink).astype(np.uint8)))
+        if seen.image is not None:
+            images.append(seen.image)
+            labels.append(label)
+    train, drawn = data.read("train"), (torch.stack(images), torch.tensor(labels, dtype=torch.uint8))
+    assert train.labels is not None
+    both = Digits(torch.cat([train.images, *drawn[:1] * 2]), torch.cat([train.labels, *drawn[1:] * 2]), train.names)
+    for split, digits in (("train", both), ("test", data.read("test"))):
+        write(digits, split, "idx", folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pens", type=Path)
     parser.add_argument("--count", type=int, default=40, help="Pictures of each kind.")
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--write", type=Path, help="A folder for MNIST with these drawings among its training images.")
     asked = parser.parse_args()
+    if asked.write:
+        return write_with_mnist(read_pens(asked.pens), asked.write)
     pens, predictor, rng = read_pens(asked.pens), Predictor(), np.random.default_rng([asked.seed, 99])
     tally: dict[str, list[int]] = {}  # of a kind: pictures, those read right, those refused or unsure
     pictures = [(kind, str(label), picture) for kind, label, picture in digit_pictures(pens, asked.count, asked.seed)]

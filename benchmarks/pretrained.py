@@ -52,7 +52,7 @@ def main() -> None:
     asked = parser.parse_args()
     checkpoint = mean_of([read_weights(file) for file in asked.checkpoints])
     write_checkpoint(checkpoint, pretrained())
-    predictor, data = Predictor(), MNISTDataModule()
+    predictor, data = Predictor(), MNISTDataModule(source="mnist")
     data.setup("fit")
     held_out = data.read("train").images[data._subsets["val"]], data.labels("val").long()
     found = limits(predictor, *held_out) | {k: float(v) for k, v in (limit.split("=") for limit in asked.limit)}

@@ -66,6 +66,8 @@ def command(name: str, words: list[str], signals: Signals) -> None:
         raise BadSetting("--int8 makes a smaller ONNX file: let --output end in .onnx")
     if output.is_dir() or is_device(output):
         raise UserError(f"{output} is a folder, a pipe or a device: give a file's name")
+    if not output.parent.is_dir():
+        raise UserError(f"{output} cannot be written: there is no folder {output.parent}: make it first")
     predictor = chosen(Path(asked.get(ROOT, "checkpoints")), asked.get("run"), asked.get("ckpt_path"))
     images, labels, source = known_images(MNISTDataModule(asked.get("data.root")))
     content, reads = exported.FORMS[form](predictor)

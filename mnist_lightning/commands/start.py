@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from mnist_lightning.console import say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError
+from mnist_lightning.predictor import PRETRAINED, pretrained
 from mnist_lightning.processes import is_first_process
 from mnist_lightning.run import Run, base_name, differences, run_and_file
 from mnist_lightning.settings import taken_by
@@ -101,13 +102,17 @@ def _settings_of(checkpoint: dict[str, Any], file: Path, root: Path, asked: dict
 
 
 def weights_file(root: Path, named: str) -> Path:
-    """The file that `--init_from` means: a checkpoint, or of a run or its folder the best."""
+    """The file that `--init_from` means: a checkpoint, of a run or its folder the best, or the shipped weights."""
     if Path(named).is_file():
         return Path(named)
+    if named == PRETRAINED:
+        return pretrained()
     run = Run(Path(named)) if Run(Path(named)).is_there() else Run(root / named)
     if not run.is_there():
         there = ", ".join(other.name for other in Run.all(root)) or "none"
-        raise UserError(f"--init_from {named} is no file and no run; there are these runs in {root}: {there}")
+        raise UserError(
+            f"--init_from {named} is no file and no run; there are these runs in {root}: {there}; {PRETRAINED} means the shipped weights"
+        )
     return run.checkpoint("best" if run.best.exists() else "last")
 
 

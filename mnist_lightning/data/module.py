@@ -239,7 +239,7 @@ class MNISTDataModule(LightningDataModule):
 
     def counts(self) -> dict[str, int]:
         """How many training images there are of each class."""
-        counts = self.labels("train").long().bincount(minlength=self.classes).tolist()
+        counts = self.labels("train").long().bincount(minlength=len(self.names)).tolist()
         return dict(zip(self.names, counts, strict=True))
 
     def for_model(self) -> dict[str, Any]:

@@ -147,7 +147,9 @@ class Found:
 
 def _parts(root: Path, files: list[Path], label: str = "auto", keep: bool = True) -> list[Part]:
     """What every reader recognises."""
-    found = idx.recognise(root, files) + arrays.recognise(root, files) + tables.recognise(root, files, label)
+    found = idx.recognise(root, files)  # it says what is wrong with a pipe or a device under a known name
+    files = [file for file in files if file.is_file()]  # a pipe would be waited for
+    found += arrays.recognise(root, files) + tables.recognise(root, files, label)
     return found + parquet.recognise(root, files, label) + folders.recognise(root, files, keep)
 
 
