@@ -1,7 +1,7 @@
 """How pictures as people make them are read: drawn by program from the pen trajectories of writers.
 
     python benchmarks/photos.py pens-test.txt.gz --count 40 --seed 11
-    python benchmarks/photos.py pens-train.txt.gz --write FOLDER    # MNIST with each of these digits besides, drawn twice
+    python benchmarks/photos.py pens-train.txt.gz --write FOLDER    # MNIST and each of these, drawn, twice
 
 A line of the file is a label, a tab, and strokes parted by " / " of points x,y (y upwards).
 """

@@ -36,7 +36,7 @@ there is no run yet, and with `--ckpt_path pretrained` always; in Python `Predic
 | temperature | {temperature:.3f} |
 
 The energy is the log-sum-exp of the logits, which are divided by the temperature before.
-"""
+{note}"""
 
 
 def main() -> None:
@@ -48,6 +48,7 @@ def main() -> None:
         help="The command that trained it.",
     )
     parser.add_argument("--source", default="MNIST's training images", help="What it was trained on.")
+    parser.add_argument("--note", default="", help="A last paragraph for the page.")
     parser.add_argument("--limit", action="append", default=[], help="temperature, least_probability or least_energy")
     asked = parser.parse_args()
     checkpoint = mean_of([read_weights(file) for file in asked.checkpoints])
@@ -70,7 +71,7 @@ def main() -> None:
     write_checkpoint(content, pretrained())
     page = PAGE.format(
         size=pretrained().stat().st_size / 1000, accuracy=share, wrong=len(test.labels) - right, network=network,
-        source=asked.source, made_by=asked.made_by, ours=__version__, torch=version("torch"), **found,
+        source=asked.source, made_by=asked.made_by, ours=__version__, torch=version("torch"), note=asked.note and f"\n{asked.note}\n", **found,
     )  # fmt: skip
     write_whole(page, pretrained().with_name("README.md"))
     print(page)

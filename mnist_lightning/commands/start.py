@@ -111,7 +111,8 @@ def weights_file(root: Path, named: str) -> Path:
     if not run.is_there():
         there = ", ".join(other.name for other in Run.all(root)) or "none"
         raise UserError(
-            f"--init_from {named} is no file and no run; there are these runs in {root}: {there}; {PRETRAINED} means the shipped weights"
+            f"--init_from {named} is no file and no run; there are these runs in {root}: {there}; {PRETRAINED} means "
+            "the shipped weights"
         )
     return run.checkpoint("best" if run.best.exists() else "last")
 

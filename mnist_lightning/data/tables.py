@@ -144,8 +144,9 @@ def _without_words(lines: Lines, layout: Layout) -> tuple[Lines, np.ndarray | No
 def read_text(path: Path) -> Digits:
     """Digits from a table of pixels, as `--data.train_file` names it."""
     item = items_of(path)[0]
-    if layout := _layout(item, "auto"):
-        return _read(item, layout)
+    layout = _layout(item, "auto")
+    if layout and (digits := _read(item, layout)).labels is not None:
+        return digits
     raise UserError(f"{path} holds no digits: a line takes 784 pixels and the label, parted by tabs, commas or blanks")
 
 
