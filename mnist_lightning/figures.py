@@ -202,7 +202,8 @@ def _classes(labels: Tensor, predictions: Tensor, names: Sequence[str] | None) -
 def _matrix_figure(matrix: Any, names: list[str]) -> Figure:
     classes = len(names)
     cell = 0.42 if classes <= 12 else 0.29 if classes <= 36 else 0.21
-    figure, axes = _figure(1.1 + classes * cell, 0.9 + classes * cell)
+    room = 0.8 + 0.08 * max(map(len, names))  # inches, for the names
+    figure, axes = _figure(room + max(classes * cell, 1), room + max(classes * cell, 1))
     wrong = matrix * (1 - np.eye(classes))
     shares = wrong / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap=HEAT, norm=PowerNorm(0.5, vmin=0, vmax=max(shares.max(), 0.01)), interpolation="nearest")

@@ -106,14 +106,17 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
         if "interactive" in str(error):
             raise BadSetting(NO_OTHERS) from error
         raise BadSetting(f"--trainer: {first_line(error)}") from error
-    _refuse_to_start_others(trainer.strategy.launcher)
+    _refuse_to_start_others(trainer.strategy)
     return quick(trainer)
 
 
-def _refuse_to_start_others(launcher: Any) -> None:
+def _refuse_to_start_others(strategy: Any) -> None:
     """Lightning starts other processes by running this program again: there has to be one that can be."""
     script = Path(sys.argv[0] if sys.argv else "")
     again = (sys.modules["__main__"].__spec__ or script.is_file()) and multiprocessing.parent_process() is None
+    launcher, environment = strategy.launcher, getattr(strategy, "cluster_environment", None)
+    if environment is not None and environment.creates_processes_externally:
+        return  # they are there
     if launcher is not None and (launcher.is_interactive_compatible or not again):
         raise BadSetting(NO_OTHERS)
 

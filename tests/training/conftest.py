@@ -61,16 +61,22 @@ def start(tmp_path: Path, tiny_mnist: Path) -> Iterator[Callable[..., Process]]:
         process.process.join()
 
 
+def a_free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+free_port = pytest.fixture(a_free_port)
+
+
 @pytest.fixture
 def ranks(start: Callable[..., Process]) -> Callable[..., list[Process]]:
     """`ranks(2, …)` starts as many processes as torchrun would; settings that end in _0, _1 are for that rank."""
 
     def begin(world: int, *words: object, **settings: Any) -> list[Process]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         common = {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": a_free_port(), "WORLD_SIZE": str(world),
             "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none",
         }  # fmt: skip
         ddp = ("--trainer.accelerator", "cpu", "--trainer.devices", world, "--trainer.strategy", "ddp")

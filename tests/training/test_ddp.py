@@ -140,6 +140,23 @@ def test_a_killed_run_of_two_processes_ends_with_the_same_bytes(ranks, tmp_path)
     same_run(tmp_path / "runs" / "a", tmp_path / "runs" / "whole")
 
 
+@pytest.mark.parametrize("by", ["Slurm", "variables"])
+def test_what_another_launcher_starts_is_one_training(start, free_port, tmp_path, by):
+    """As `srun -n 2` does, and torch's own examples; the Trainer was told nothing."""
+    started = []
+    for rank in ("0", "1"):
+        slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": rank, "SLURM_JOB_NAME": "train"}
+        variables = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port, **(slurm if by == "Slurm" else variables)}
+        words = (*SGD, "--data.batch_size", 6, "--trainer.max_epochs", 1, "--trainer.accelerator", "cpu", "--run", "a")
+        started.append(start("fit", *words, **env))
+    ended(*started)
+    state = read_checkpoint(tmp_path / "runs" / "a" / "last.ckpt")["mnist_lightning"]
+    assert (state["world_size"], state["step"]) == (2, 20)
+    assert not started[1].text().strip()
+    assert [run.name for run in (tmp_path / "runs").iterdir()] == ["a"]
+
+
 # ---------------------------------------------------------------------- torchrun
 
 
