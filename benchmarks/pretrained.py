@@ -71,7 +71,8 @@ def main() -> None:
     write_checkpoint(content, pretrained())
     page = PAGE.format(
         size=pretrained().stat().st_size / 1000, accuracy=share, wrong=len(test.labels) - right, network=network,
-        source=asked.source, made_by=asked.made_by, ours=__version__, torch=version("torch"), note=asked.note and f"\n{asked.note}\n", **found,
+        source=asked.source, made_by=asked.made_by, ours=__version__, torch=version("torch"),
+        note=asked.note and f"\n{asked.note}\n", **found,
     )  # fmt: skip
     write_whole(page, pretrained().with_name("README.md"))
     print(page)
