@@ -219,10 +219,10 @@ def test_a_digit_is_drawn_and_read(browser, size: tuple[int, int], tmp_path: Pat
             for x, y in others:
                 tab.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=5)
             tab.mouse.up()
-        tab.wait_for_function(f"document.getElementById('digit').textContent === '{digit}'", timeout=5000)
+        tab.locator("#digit", has_text=re.compile(f"^{digit}$")).wait_for(timeout=10_000)
         for _ in strokes:
             tab.click("#undo")
-        tab.wait_for_function("document.getElementById('words').textContent.startsWith('Nothing')")
+        tab.locator("#words", has_text="Nothing drawn yet").wait_for(timeout=10_000)
     assert problems == []
     tab.close()
 
