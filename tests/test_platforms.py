@@ -35,6 +35,7 @@ TINY = "--model {} --data.source mnist --data.val_size 50 --data.batch_size 32 -
 MLP = TINY.format("MLP --model.hidden [8]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_whole_run(pretend, tmp_path, system):
     """Ctrl-C, on from there, and everything that comes after a training: nothing is missed, the bits are the same."""

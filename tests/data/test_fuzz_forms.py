@@ -1,10 +1,11 @@
 """Mutated tables, pictures and Parquet files: right digits, or a UserError in a line, at a cost in proportion.
 
-A failure names the seed that brings it back. By default a sample; 1,000 of each form with `-m slow`.
+A failure names the seed that brings it back. By default a sample, more with `-m slow`; FUZZ=1000 sets how many.
 """
 
 import gzip
 import io
+import os
 import random
 import time
 import tracemalloc
@@ -137,7 +138,7 @@ def check(reader, root: Path, size: int, seed: str, measured: bool) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")  # what Pillow says of a damaged file that it reads all the same
-@pytest.mark.parametrize("count", [25, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [25, pytest.param(int(os.environ.get("FUZZ", 150)), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_mutated(tmp_path: Path, form: str, count: int):
     name, make, reader = FORMS[form]
@@ -157,7 +158,7 @@ def test_mutated(tmp_path: Path, form: str, count: int):
     )  # some mutations are harmless, or else the test tests nothing; but gzip has a checksum
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [25, pytest.param(int(os.environ.get("FUZZ", 150)), marks=pytest.mark.slow)])
 def test_mutated_cache(tmp_path: Path, monkeypatch, capsys, count: int):
     """Whatever lies in the cache, the images are right."""
     monkeypatch.setattr(cache, "LEAST", 1)
