@@ -53,6 +53,8 @@ def layout_of(start: Lines, more: list[bytes], where: object, label: str) -> Lay
     later = [cells_of(line, separator) for line in more]  # the first lines of what is sorted are all of one class
     table += [row for row in later if len(row) == columns]
     rest = [index for index in range(columns) if index not in others]
+    if not rest:  # bytes that look like a line of running numbers
+        return None
     column, told = _label_column(names, rest, table, label, where)
     pixels = [index for index in rest if index != column]
     size = size_of(len(pixels))

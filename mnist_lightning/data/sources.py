@@ -107,6 +107,7 @@ class Found:
     def _load(self, split: str) -> None:
         if self.divided:
             self._read |= divided(self.whole())
+            self.counts = {split: len(digits.images) for split, digits in self._read.items()}
             return
         # each is read for the others' names, but where they are the ten digits anyway
         wanted = [split] if self._are_digits_in_idx() else list(self.parts)
