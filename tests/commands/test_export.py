@@ -38,6 +38,7 @@ def checkpoint_of(model: Any, path: Path, **entries: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_onnx_answers_as_the_network_does(cli, checkpoint: Path, tmp_path: Path, tiny_mnist: Path):
     onnxruntime = pytest.importorskip("onnxruntime")
     output = tmp_path / "digits.onnx"

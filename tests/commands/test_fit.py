@@ -268,6 +268,7 @@ def test_precision(fit, precision: str):
 # ---------------------------------------------------------------------- anybody's model and data
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 def test_own_model_and_data(mine, cli):
     words = ["--model", "mine.Net", "--model.width", 8, "--data", "mine.Data", "--trainer.max_epochs", 2]

@@ -124,6 +124,7 @@ def test_tables_do_not_import_torch():
 # ---------------------------------------------------------------------- the page of one run
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_that_was_resumed(fit, cli):
     fit("--run", "a")
     fit("--run", "a", "--trainer.max_epochs", 3, "--ckpt_path", "last")
@@ -155,6 +156,7 @@ def test_the_page_of_a_run_that_was_resumed(fit, cli):
         assert file.stat().st_size < 150_000
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(fit, cli, tiny):
     name = "<img src=x onerror=alert(1)>&$"
     fit("--run", name)
@@ -167,6 +169,7 @@ def test_hostile_names_stay_text(fit, cli, tiny):
     assert "<img src=x" not in text
 
 
+@pytest.mark.slow
 def test_images_that_are_gone(fit, cli, tiny_mnist, no_network):
     fit("--run", "a")
     result = cli("report", "a", "--data.root", "gone")
@@ -188,6 +191,7 @@ def test_text_without_test_images_is_measured_on_held_out_ones(cli, tiny_mnist):
     assert (told["split"], told["images"], told["accuracy"]) == ("val", 50, pytest.approx(column("a", "val_acc")[0]))
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_to(fit, cli):
     fit("--run", "a")
     (RUNS / "a" / "report").write_text("a file in its place")
@@ -203,6 +207,7 @@ def test_a_folder_that_cannot_be_written_to(fit, cli):
     assert (result.status, "cannot be made" in one_line(result)) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_network_and_data_of_the_users_own(mine, cli):
     words = "--model mine.Net --model.width 4 --data mine.Data --run a --trainer.max_epochs 2"
     assert cli("fit", *words.split()).status == 0

@@ -13,6 +13,7 @@ from mnist_lightning.training.checkpoints import read_checkpoint
 LAST = ("--ckpt_path", "last")
 
 
+@pytest.mark.slow
 def test_copied_in_the_wrong_order_and_renamed_it_goes_on_where_it_was(fit, cli):
     """`cp -r`: new times in any order, three files instead of second names; the newest is no later copy."""
     fit("--run", "whole", "--trainer.max_epochs", 3)

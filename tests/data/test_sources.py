@@ -354,6 +354,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_is_that_of_the_digits(tmp_path):
     """A gzip bomb of 0.2 MB is unpacked only as far as its header says, and text is not held whole."""
