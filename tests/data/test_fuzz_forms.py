@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
+import torch
 from PIL import Image
 
-from mnist_lightning.data import cache, folders, parquet, tables
+from mnist_lightning.data import arrays, cache, folders, parquet, tables
 from mnist_lightning.data.digits import Digits
 from mnist_lightning.errors import UserError
 
@@ -70,6 +72,32 @@ def a_parquet(rng: random.Random) -> bytes:
     return file.getvalue()
 
 
+def an_npz(rng: random.Random) -> bytes:
+    content, file = np.array(rows(rng), dtype=np.uint8), io.BytesIO()
+    save = rng.choice((np.savez, np.savez_compressed))
+    save(file, x_train=content[:, 1:].reshape(-1, 28, 28), y_train=content[:, 0])
+    return file.getvalue()
+
+
+def an_npy(rng: random.Random) -> bytes:
+    file, content = io.BytesIO(), np.array([row[1:] for row in rows(rng)], dtype=rng.choice((np.uint8, np.float32)))
+    np.save(file, content.reshape(-1, 28, 28))
+    return file.getvalue()
+
+
+def a_pt(rng: random.Random) -> bytes:
+    content, file = torch.tensor(rows(rng), dtype=torch.uint8), io.BytesIO()
+    torch.save((content[:, 1:].reshape(-1, 28, 28), content[:, 0].long()), file)
+    return file.getvalue()
+
+
+def a_mat(rng: random.Random) -> bytes:
+    content, file = np.array(rows(rng), dtype=np.uint8), io.BytesIO()
+    split = {"images": content[:, 1:], "labels": content[:, :1]}
+    scipy.io.savemat(file, {"dataset": {"train": split, "test": split}}, do_compression=rng.random() < 0.5)
+    return file.getvalue()
+
+
 # name of the file that is mutated (beside whole ones, where it is a picture), how it is made, what reads it
 FORMS = {
     "table": ("train.csv", a_table, tables),
@@ -85,6 +113,10 @@ FORMS = {
     "bmp": ("0/a.bmp", lambda rng: a_picture(rng, "BMP"), folders),
     "webp": ("0/a.webp", lambda rng: a_picture(rng, "WEBP"), folders),
     "parquet": ("train.parquet", a_parquet, parquet),
+    "npz": ("mnist.npz", an_npz, arrays),
+    "npy": ("train-images.npy", an_npy, arrays),
+    "pt": ("training.pt", a_pt, arrays),
+    "mat": ("emnist.mat", a_mat, arrays),
 }
 
 
