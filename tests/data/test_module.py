@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from samples import write_mnist
 from torch import Tensor
 
 from mnist_lightning.cli import main
@@ -333,3 +334,51 @@ def test_a_sample_is_spread_over_all_images():
     images = torch.arange(1000)
     assert [part.tolist() for part in _spread(images, most=20, size=10)] == [[*range(i, i + 10)] for i in (0, 500)]
     assert torch.equal(torch.cat([*_spread(images, most=1000, size=300)]), images)
+
+
+# ---------------------------------------------------------------------- some classes, and rare ones
+
+
+def test_some_classes_are_numbered_anew_and_keep_their_names(tiny_mnist):
+    whole, some = module(tiny_mnist), module(tiny_mnist, classes="8,3,5", val_size=10)
+    assert (some.classes, some.names) == (3, ("3", "5", "8"))
+    for split in ("train", "test"):
+        all_of, kept = whole.read(split), some.read(split)
+        expected = torch.cat([all_of.images[i : i + 1] for i, label in enumerate(all_of.labels) if label in (3, 5, 8)])
+        assert torch.equal(kept.images, expected)
+        names = [some.names[label] for label in kept.labels.tolist()]
+        assert names == [str(label) for label in all_of.labels.tolist() if label in (3, 5, 8)]
+
+
+def test_a_class_that_is_not_there_is_named(tiny_mnist):
+    with pytest.raises(UserError, match="x"):
+        module(tiny_mnist, classes="3,x")
+
+
+def uneven(count: int = 400) -> tuple[Tensor, Tensor]:
+    """Of class 0 nine in ten."""
+    images, labels = synthetic_digits(count, 3)
+    return images, torch.where(torch.arange(count) % 10 == 0, 1, 0).to(torch.uint8).where(labels < 99, labels)
+
+
+@pytest.fixture
+def imbalanced(tmp_path: Path) -> Path:
+    return write_mnist(tmp_path / "uneven", uneven(), uneven(40))
+
+
+def test_rare_classes_are_drawn_as_often(imbalanced):
+    data = module(imbalanced, balance="draw", val_size=0)
+    loader = data.train_dataloader()
+    epochs = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        epochs.append(seen(loader)[1])
+    assert [labels.bincount().tolist() for labels in epochs] == [[200, 200]] * 2
+    assert not torch.equal(*epochs)
+    loader.set_epoch(0)
+    assert torch.equal(seen(loader)[1], epochs[0])
+
+
+def test_rare_classes_weigh_more(imbalanced):
+    weights = module(imbalanced, balance="loss", val_size=0).for_model()["class_weights"]
+    assert weights[0] * 360 == pytest.approx(weights[1] * 40, rel=1e-4)
