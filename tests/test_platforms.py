@@ -25,7 +25,8 @@ def pretend(tmp_path: Path, tiny_mnist: Path):
         variables = {"PYTHONPATH": str(HERE.parent), "MNIST_ROOT": str(tiny_mnist), "COLUMNS": "200"}
         return subprocess.run(
             command, cwd=tmp_path, env=os.environ | variables | environment,
-            capture_output=True, text=True, encoding="utf-8", timeout=300, check=False,
+            capture_output=True, text=True, encoding=environment.get("PYTHONIOENCODING", "utf-8"), timeout=300,
+            check=False,
         )  # fmt: skip
 
     return run
@@ -57,6 +58,7 @@ def test_names_that_windows_does_not_have(pretend):
     assert all("no run folder can be made in checkpoints: The directory name" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_a_console_of_another_encoding(pretend, encoding):
     """Ours and others' characters are there in another way; none is an error."""
