@@ -187,7 +187,7 @@ def test_what_is_installed():
 def test_flags_in_the_prose(cli):
     help_ = cli("fit", "--help").out + cli("convert", "--help").out
     flags = set(re.findall(r"`(--[a-z_]+(?:\.[a-z_]+)?)(?=[ `])", PROSE))
-    assert {"--data.root", "--init_from"} <= flags
+    assert {"--data.root", "--ckpt_path"} <= flags
     assert [flag for flag in flags if not re.search(rf"{flag}\b", help_)] == []
 
 

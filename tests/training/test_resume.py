@@ -125,7 +125,7 @@ def test_a_kill_between_the_two_names_of_the_final_checkpoint(start, undisturbed
 def test_kills_in_every_recipe(start, undisturbed, tmp_path, recipe):
     """Four kills hit one run: inside an epoch, when it is validated, in writing a checkpoint, at an epoch's end."""
     words = ["--config", recipe, "--data.batch_size", 20, "--trainer.max_epochs", 3]
-    words += ["--data.train_size", 200, "--data.val_size", 60, "--checkpoint.every_n_steps", 2]
+    words += ["--data.train_size", 200, "--data.val_size", 60, "--data.drawn", 0, "--checkpoint.every_n_steps", 2]
     words += ["--trainer.max_steps", 30]
     whole = undisturbed(start, *words)
     for moment, number in (("step", 6), ("validation", 2), ("name", 3), ("epoch end", 1)):
