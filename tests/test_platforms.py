@@ -50,6 +50,7 @@ def test_a_whole_run(pretend, tmp_path, system):
     assert not list((tmp_path / "checkpoints").rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_names_that_windows_does_not_have(pretend):
     done = pretend("windows", f"fit {MLP} --run a:b and fit {MLP} --run NUL")
     assert done.stdout.count("status 1") == 2, done

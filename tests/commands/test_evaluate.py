@@ -50,6 +50,7 @@ def test_test_computes_as_fit_did(fit, cli):
     assert outcome("a")["loss"] != told["loss"]
 
 
+@pytest.mark.slow
 def test_validate_keeps_to_the_images_that_were_held_out(fit, cli):
     fit("--run", "a")
     result = cli("validate", "--run", "a", "--data.val_size", 200)

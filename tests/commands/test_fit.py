@@ -81,6 +81,7 @@ def test_the_evaluation_before_any_training_is_a_row(fit):
     assert float(first["val_acc"]) < 0.4
 
 
+@pytest.mark.slow
 def test_names_of_runs(fit, tiny: list[str], cli, tmp_path: Path):
     for expected in ("mlp", "mlp-2", "mlp-3"):
         before = {run.name: (run / "last.ckpt").read_bytes() for run in RUNS.glob("*")}
@@ -96,6 +97,7 @@ def test_names_of_runs(fit, tiny: list[str], cli, tmp_path: Path):
     assert {run.name for run in RUNS.iterdir()} == {"mlp", "mlp-2", "mlp-3", "cnn", "mine", "chosen"}
 
 
+@pytest.mark.slow
 def test_files_say_where_a_run_lies_like_any_setting(tiny, cli, tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("run: chosen\nmodel: MLP\ntrainer: {default_root_dir: elsewhere/deep}\n")
     (tmp_path / "over.yaml").write_text("run: other\n")
@@ -130,6 +132,7 @@ def test_config_yaml_makes_the_same_run_again(fit, cli):
     assert settings["data"]["init_args"]["source"] == "mnist"
 
 
+@pytest.mark.slow
 def test_seeds(fit):
     for run, words in (("a", []), ("b", []), ("c", ["--seed", 1]), ("d", ["--data.seed", 5])):
         fit("--run", run, *words)

@@ -78,6 +78,7 @@ def test_any_columns(cli):
     assert "val_acc ┃ lr-Adam ┃ note" in out
 
 
+@pytest.mark.slow
 def test_damaged_files(cli):
     run("a", "epoch,val_acc\n0,0.5\n0,\n\0\n")
     (RUNS / "a" / "test.json").write_text('{"accuracy": "high"}')
@@ -269,6 +270,7 @@ def test_what_is_doubted_is_told_for_mnists_test_images_only(tiny_digits, monkey
 # ---------------------------------------------------------------------- several runs
 
 
+@pytest.mark.slow
 def test_runs_side_by_side(fit, cli):
     fit("--run", "a", "--trainer.max_epochs", 2)
     fit("--run", "b", "--model.lr", 0.01, "--model.hidden", "[16]")

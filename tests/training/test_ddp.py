@@ -131,6 +131,7 @@ def test_another_number_of_processes_goes_on_if_the_global_batch_is_the_same(sta
     same_training(tmp_path / "runs" / "one", tmp_path / "runs" / "a")
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_two_processes_ends_with_the_same_bytes(ranks, tmp_path):
     words = ("fit", *NET, "--data.batch_size", 5, "--data.val_size", 59)  # an epoch's last step has one image
     ended(*ranks(2, *words, "--run", "whole"))

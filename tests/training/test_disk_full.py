@@ -182,6 +182,7 @@ def _without_root() -> None:
     ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("obstacle", ["permission", "read-only"])
 def test_a_folder_that_may_not_be_written_to(start, small_disk, tiny_mnist, tmp_path, obstacle):
     """As a person without root's rights: a new process, because a capability is only lost by exec."""

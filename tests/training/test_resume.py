@@ -50,6 +50,7 @@ def test_a_kill_at_any_moment_changes_nothing(start, undisturbed, tmp_path, mome
     same_run(tmp_path / "runs" / "a", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("moment", "number"), [("validation", 2), ("step", 8), ("step", 30), ("name", 5)])
 def test_a_kill_with_validations_inside_the_epoch_changes_nothing(start, undisturbed, tmp_path, moment, number):
     whole = undisturbed(start, *NET, *INSIDE)

@@ -216,6 +216,7 @@ def test_what_was_started_a_moment_before_ends_too(pair):
     wait_until(lambda: state(other) in ("", "Z"), patience=20)
 
 
+@pytest.mark.slow
 def test_a_rank_with_another_process_between_is_not_taken_for_an_orphan(tmp_path):
     """As where Lightning starts a script that forks once more before it comes to `main`."""
     (tmp_path / "checkpoints" / "a").mkdir(parents=True)

@@ -43,6 +43,7 @@ for _ in range(10):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_freed_memory_is_kept():
     """In a process of its own: what glibc does by itself depends on what was freed before."""
