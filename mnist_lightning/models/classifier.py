@@ -36,7 +36,7 @@ class DigitClassifier(LightningModule):
 
     net: nn.Sequential
     one_hot: Tensor
-    weights: Tensor
+    loss_weights: Tensor
 
     def __init__(
         self,
@@ -70,8 +70,7 @@ class DigitClassifier(LightningModule):
         self.classes = classes
         self.example_input_array = torch.zeros(1, 1, 28, 28)  # for the summary's shapes
         self.register_buffer("one_hot", torch.eye(classes), persistent=False)  # looked up, four times as fast as made
-        weights = torch.tensor(class_weights or [1.0] * classes)
-        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("loss_weights", torch.tensor(class_weights or [1.0] * classes), persistent=False)
         self.accuracy = nn.ModuleDict({f"{stage}_acc": Accuracy(classes) for stage in ("train", "val", "test")})
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,16 +111,16 @@ class DigitClassifier(LightningModule):
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if len(labels) == 0:  # a rank can have no image at the end of an epoch
             return logits.sum()
-        weights = self.weights if self.hparams["class_weights"] and self.training else None
+        weighted = self.training and self.hparams["class_weights"]
+        reduction = "none" if weighted else "mean"
         if self.hparams["loss"] == "mse":
-            targets = self.one_hot.index_select(0, labels).to(logits.dtype)
-            if weights is None:
-                return F.mse_loss(logits, targets)
-            each = weights[labels]
-            return ((logits - targets).square().mean(1) * each).sum() / each.sum()
-        smoothing = self.hparams["label_smoothing"] if self.training else 0.0
-        weights = weights if weights is None else weights.to(logits.dtype)
-        return F.cross_entropy(logits, labels, weights, label_smoothing=smoothing)
+            loss = F.mse_loss(logits, self.one_hot.index_select(0, labels).to(logits.dtype), reduction=reduction)
+        else:
+            smoothing = self.hparams["label_smoothing"] if self.training else 0.0
+            loss = F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=smoothing)
+        if weighted:  # a mean over images, as without weights: ranks share it out alike
+            loss = (loss.view(len(labels), -1).mean(1) * self.loss_weights[labels]).mean()
+        return loss
 
     def configure_optimizers(self) -> Any:
         # under mixed precision a fused optimizer unscales the gradients itself, too late to clip them

@@ -223,6 +223,20 @@ def test_the_number_of_classes_is_a_setting(kind, loss: str, classes: int):
     assert 0 <= trainer.callback_metrics["val_acc"] <= 1
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_weights_of_classes(loss: str):
+    """The loss of each image times the weight of its class, in training only; shares of a batch add up to the whole."""
+    model, weights = MLP(hidden=[5], classes=3, loss=loss, class_weights=[0.5, 1.0, 4.0]), torch.tensor([0.5, 1.0, 4.0])
+    images, labels = torch.randn(9, 1, 28, 28), torch.tensor([0, 1, 2] * 3)
+    logits = model(images)
+    rows = F.mse_loss(logits, F.one_hot(labels, 3).float(), reduction="none").mean(1)
+    each = F.cross_entropy(logits, labels, reduction="none") if loss == "cross_entropy" else rows
+    assert float(model.train()._loss(logits, labels)) == pytest.approx(float((each * weights[labels]).mean()), rel=1e-5)
+    shares = [len(part) / 9 * model._loss(logits[part], labels[part]) for part in (torch.arange(4), torch.arange(4, 9))]
+    assert float(sum(shares)) == pytest.approx(float(model._loss(logits, labels)), rel=1e-5)
+    assert float(model.eval()._loss(logits, labels)) == pytest.approx(float(each.mean()), rel=1e-5)
+
+
 def test_a_batch_of_nothing():
     """A rank can have no image at the end of an epoch."""
     model = MLP(hidden=[8])
