@@ -31,7 +31,7 @@ USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-d
   python -m mnist_lightning report [RUN …]                         a page of a run, or several compared
   python -m mnist_lightning serve                                  a page to draw digits on, and the same for programs
   python -m mnist_lightning export --output FILE.onnx              the network for use elsewhere; also .pt2, .html
-  python -m mnist_lightning convert --split train --output FILE    write images as tab-delimited text
+  python -m mnist_lightning convert --split train --output FILE    write images as CSV, IDX, PNG, npz, Parquet or text
 
   python -m mnist_lightning COMMAND --help                         all settings of a command
 """
