@@ -1,7 +1,6 @@
 """MNISTDataModule: where the digits come from, how they are divided, and how they become batches."""
 
 import os
-import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from mnist_lightning.data.digits import TEN, Digits
 from mnist_lightning.data.download import download
 from mnist_lightning.data.loader import TensorLoader
 from mnist_lightning.data.sources import Found, files_under, find, named, only, saw
+from mnist_lightning.data.statistics import class_weights, fingerprint_of, mean_std_of
 from mnist_lightning.data.synthetic import synthetic_digits
 from mnist_lightning.data.tables import read_text
 from mnist_lightning.errors import BadSetting, UserError
@@ -23,7 +23,6 @@ EVAL_BATCH_SIZE = 2500  # 8 MB of floats, which a processor's cache holds; Light
 FILE = {"train": "train", "val": "train", "test": "test"}  # validation images come from the training set
 SPLIT_SEED = 0  # the validation images stay the same whatever the seed of the training is
 DRAWN_SEED = 2  # of digits drawn to be put to others; 0 and 1 are the synthetic source's
-SAMPLE = 60_000  # images looked at for mean and standard deviation; all of MNIST's
 
 
 class MNISTDataModule(LightningDataModule):
@@ -130,7 +129,7 @@ class MNISTDataModule(LightningDataModule):
         if training or self.mean_std is None:
             train = self.read("train")
             self._divide(len(train.labels) - self.hparams["drawn"])
-            self.mean_std = self.mean_std or _mean_std(train.images)
+            self.mean_std = self.mean_std or mean_std_of(train.images)
         if not training or self.hparams["test_each_epoch"]:
             self.read("test")
             self._subsets["test"] = None
@@ -299,32 +298,3 @@ class MNISTDataModule(LightningDataModule):
         mean, std = self.mean_std or (0.0, 1.0)
         known = {"source": self.source, "mean": mean, "std": std, "classes": self.classes, "names": list(self.names)}
         return known | ({"fingerprint": self.fingerprint()} if "train" in self._digits else {})
-
-
-def fingerprint_of(digits: Digits) -> str:
-    parts = (digits.labels, torch.cat(_spread(digits.images, 1000, 100)))
-    return f"{zlib.crc32(b''.join(tensor.cpu().numpy().tobytes() for tensor in parts)):08x}"
-
-
-def class_weights(labels: Tensor, classes: int) -> list[float]:
-    """What the loss of each class weighs, so that all that are there weigh alike together; 1 on the average image."""
-    counts = labels.long().bincount(minlength=classes).tolist()
-    present = sum(count > 0 for count in counts)
-    return [round(len(labels) / (present * count), 6) if count else 0.0 for count in counts]
-
-
-def _mean_std(images: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of a pixel in [0, 1], of at most SAMPLE images, to four decimals."""
-    counts = torch.stack([part.flatten().bincount(minlength=256) for part in _spread(images, SAMPLE, 1000)]).sum(0)
-    share, level = counts.double() / counts.sum(), torch.arange(256).double() / 255
-    mean = float(share @ level)
-    return round(mean, 4), max(round(float(share @ (level - mean) ** 2) ** 0.5, 4), 1e-4)
-
-
-def _spread(images: Tensor, most: int, size: int) -> tuple[Tensor, ...]:
-    """Parts of `size` images, all of them or evenly spaced ones with `most` images in all.
-
-    Parts, because single images all over a mapped file would each cost a read of the disk.
-    """
-    parts = images.split(size)
-    return parts if len(images) <= most else parts[:: -(-len(parts) * size // most)]

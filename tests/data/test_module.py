@@ -10,7 +10,7 @@ from samples import write_mnist
 from torch import Tensor
 
 from mnist_lightning.cli import main
-from mnist_lightning.data.module import MNISTDataModule, _spread
+from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.data.sources import Digits
 from mnist_lightning.data.sources import read as read_digits
 from mnist_lightning.data.synthetic import synthetic_digits
@@ -328,12 +328,6 @@ def test_real_mnist(real_mnist: Path):
     assert len(data.labels("val")) == 5_000
     assert len(data.labels("test")) == 10_000
     assert len(data.train_dataloader()) == 1719
-
-
-def test_a_sample_is_spread_over_all_images():
-    images = torch.arange(1000)
-    assert [part.tolist() for part in _spread(images, most=20, size=10)] == [[*range(i, i + 10)] for i in (0, 500)]
-    assert torch.equal(torch.cat([*_spread(images, most=1000, size=300)]), images)
 
 
 # ---------------------------------------------------------------------- some classes, and rare ones
