@@ -1,6 +1,6 @@
 """From words, files and dicts to one value for each setting: all become pairs, and of those the last counts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,17 @@ def pairs_of_words(words: Iterable[str]) -> Pairs:
             raise BadSetting(f"--{name} takes a value; see --help")
         pairs.append((name, value))
     return pairs
+
+
+def few_flags(words: Iterable[str], known: Collection[str], usage: str) -> dict[str, Any] | None:
+    """The flags of a command that takes few and no settings; None where help was asked for, and has been printed."""
+    asked = dict(pairs_of_words(words))
+    if "help" in asked:
+        print(usage, end="")
+        return None
+    for flag in asked.keys() - set(known):
+        raise BadSetting(f"there is no flag --{flag}; {nearest(flag, [f'--{one}' for one in known])}")
+    return asked
 
 
 def pairs_of(settings: Mapping[str, Any], where: str = "settings") -> Pairs:

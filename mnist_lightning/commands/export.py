@@ -12,12 +12,12 @@ from torch import Tensor
 from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.data.synthetic import synthetic_digits
-from mnist_lightning.errors import BadSetting, UserError, nearest
+from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.exporting import files as exported
 from mnist_lightning.files import is_device, write_whole
 from mnist_lightning.predictor import Predictor, chosen
 from mnist_lightning.processes import Signals
-from mnist_lightning.words import pairs_of_words
+from mnist_lightning.words import few_flags
 
 USAGE = """usage: python -m mnist_lightning export --output FILE [--run NAME | --ckpt_path FILE] [--int8]
 
@@ -50,12 +50,9 @@ class Check(NamedTuple):
 
 def command(name: str, words: list[str], signals: Signals) -> None:
     """Writes the network of a run, by default the newest, else the shipped weights, and checks what it wrote."""
-    asked = dict(pairs_of_words(words))
-    if "help" in asked:
-        print(USAGE, end="")
+    asked = few_flags(words, FLAGS, USAGE)
+    if asked is None:
         return
-    for flag in asked.keys() - set(FLAGS):
-        raise BadSetting(f"there is no flag --{flag}; {nearest(flag, [f'--{known}' for known in FLAGS])}")
     if "output" not in asked:
         raise BadSetting("--output is missing: a file's name that ends in .onnx, .pt2 or .html")
     output, int8 = Path(asked["output"]), "int8" in asked

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lightning.console import say
-from mnist_lightning.errors import BadSetting, UserError, nearest
+from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.processes import Interrupted, Signals
-from mnist_lightning.words import pairs_of_words
+from mnist_lightning.words import few_flags
 
 USAGE = """usage: python -m mnist_lightning serve [--run NAME | --ckpt_path FILE] [--port 8000] [--collect FOLDER]
 
@@ -38,12 +38,9 @@ PATIENCE = 30  # seconds for what is under way when it is asked to stop
 
 def command(name: str, words: list[str], signals: Signals) -> None:
     """Serves until it is asked to stop, by Ctrl-C or SIGTERM; then answers what is under way. That is no failure."""
-    asked = dict(pairs_of_words(words))
-    if "help" in asked:
-        print(USAGE, end="")
+    asked = few_flags(words, FLAGS, USAGE)
+    if asked is None:
         return
-    for flag in asked.keys() - set(FLAGS):
-        raise BadSetting(f"there is no flag --{flag}; {nearest(flag, [f'--{known}' for known in FLAGS])}")
     host, token = asked.get("host", "127.0.0.1"), asked.get("token", os.environ.get(TOKEN))
     _check_token(token)
     try:
