@@ -39,6 +39,7 @@ Exit status 1 if a file could not be read; the others are read all the same.
 """
 FLAGS = ("run", "ckpt_path", "save_seen", "trainer.default_root_dir", "json", "csv", "debug")
 SWITCHES = ("json", "debug")
+OF_THE_TABLE = ("config", "model", "data")  # more that is known without files, beside --data.… and the like
 FEW, AT_ONCE = 16, 500  # files that a thread opens in one go: at first, and of small ones that are opened soon
 SOON = 0.3  # seconds
 
@@ -80,6 +81,8 @@ def parted(words: list[str]) -> tuple[list[str], dict[str, Any]]:
             files.append(word)
             continue
         flag, equals, value = word.removeprefix("--").partition("=")
+        if "." not in flag and flag not in (*FLAGS, *OF_THE_TABLE):  # else it would take a file for its value
+            raise BadSetting(f"there is no flag --{flag}; {nearest(flag, [f'--{one}' for one in FLAGS])}")
         if flag in SWITCHES:
             asked[flag] = True
         elif equals:

@@ -334,7 +334,8 @@ def test_words(words: str, files: list[str], asked: dict[str, object]):
 
 
 FAILS = [
-    ("a.png --jsn x", "there is no flag --jsn for pictures; did you mean --json?"),
+    ("a.png --jsn x", "there is no flag --jsn; did you mean --json?"),
+    ("--jsn a.png", "there is no flag --jsn; did you mean --json?"),
     ("a.png --trainer.devices 2", "there is no flag --trainer.devices for pictures"),
     ("--json", "--json goes with pictures: name their files, or - for standard input"),
     ("a.png --json --csv", "--json and --csv both write to standard output: give --csv a file"),
