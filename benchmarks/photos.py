@@ -288,7 +288,7 @@ def write_with_mnist(pens: list[tuple[int, Strokes]], folder: Path) -> None:
     assert train.labels is not None
     both = Digits(torch.cat([train.images, *drawn[:1] * 2]), torch.cat([train.labels, *drawn[1:] * 2]), train.names)
     for split, digits in (("train", both), ("test", data.read("test"))):
-        write(digits, split, "idx", folder)
+        write(digits, split, folder, "idx")
 
 
 def main() -> None:
