@@ -189,7 +189,10 @@ def test_one_split_is_divided(tmp_path):
     rows = {bytes(image.flatten().tolist()) for digits in (train, test) for image in digits.images}
     assert rows == {bytes(image.flatten().tolist()) for image in some(60).images}
     assert same(read_idx(tmp_path, "test"), test)
-    assert "only one split, of which a sixth, drawn by a fixed seed, is held out" in find(tmp_path).told()
+    found = find(tmp_path)
+    found.read("train")
+    assert "50 to train on and 10 to test on" in found.told()
+    assert "only one split, of which a sixth, drawn by a fixed seed, is held out" in found.told()
 
 
 def test_test_images_alone_are_not_trained_on(tmp_path):

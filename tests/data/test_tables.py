@@ -371,3 +371,13 @@ def test_text_write_fails(tmp_path, monkeypatch):
     )
     assert same(read_text(path), few.images, few.labels)  # the old content
     assert [each.name for each in tmp_path.iterdir()] == ["digits.tsv"]
+
+
+def test_labels_of_idx_are_no_table(tmp_path: Path):
+    """Bytes that come out as lines of running numbers, as labels of letters do."""
+    (tmp_path / "labels").write_bytes(
+        b"\0\0\x08\x01\0\0\x0b\xb8\x06\x0e\x05\x0f\n\x10\x02\x11\x02\x12\x04\x13\x04\x14\x02\x15\x03\x16\x07"
+        b"\x17\x05\x0e\n\x0f\x02\x10\x05\x11\x03\x15\x04\x16\x07\x17\x01\x13\x07\x0e\x08\x14\x02\x16\x08\x17\x04"
+        b"\x17\t\x13\n\x11\x04\x0e\x08\x12\n"
+    )
+    assert recognise(tmp_path, [tmp_path / "labels"]) == []
