@@ -55,6 +55,8 @@ def find_start(pairs: Pairs) -> Start:
     if "help" not in asked and "ckpt_path" in asked:
         if "init_from" in asked:
             raise BadSetting("--init_from starts a new training, --ckpt_path goes on with one: give one of them")
+        if asked["ckpt_path"] == PRETRAINED:
+            raise BadSetting(f"--ckpt_path goes on with a training: --init_from {PRETRAINED} starts from those weights")
         start.run, start.file = run_and_file(root, name, base, str(asked["ckpt_path"]))
         start.goes_on = asked["ckpt_path"] == "last"
     elif "help" not in asked:

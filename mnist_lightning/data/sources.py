@@ -15,6 +15,7 @@ from mnist_lightning.data import arrays, emnist, folders, idx, parquet, tables
 from mnist_lightning.data.digits import TEN, Digits, Part, sample
 from mnist_lightning.data.sets import chosen_set, paired_sets, set_name, split_of
 from mnist_lightning.errors import BadSetting, UserError
+from mnist_lightning.files import is_device
 
 TAKES = "IDX files (plain, gzip, zip), EMNIST's, .npz, .npy, .pt, .mat, CSV, TSV and text, Parquet, folders of pictures"
 SPLIT_SEED = 0  # which images of one split are held out to test on
@@ -23,6 +24,8 @@ _DEPTH, _MOST_FILES = 5, 2_000_000
 
 def files_under(root: Path) -> list[Path]:
     """All files in a folder and up to four folders below, hidden ones left out, in the order of their names."""
+    if is_device(root):
+        raise UserError(f"{root} is a pipe or a device: give the folder or the file of the digits with --data.root")
     if not root.is_dir():
         return [root] if root.is_file() else []
     files: list[Path] = []

@@ -287,6 +287,19 @@ def test_idx_damaged_gzip(tmp_path):
     assert same(read_idx(tmp_path, "train"), some(5))
 
 
+def test_a_root_that_is_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    told = f"{tmp_path / 'pipe'} is a pipe or a device: give the folder or the file of the digits with --data.root"
+    assert message(find, tmp_path / "pipe") == told
+
+
+def test_pipes_beside_digits_are_passed_by(tmp_path):
+    write_idx(tmp_path, gz=False)
+    for name in ("train.csv", "a.npz", "b.parquet", "0.png", "labels"):
+        os.mkfifo(tmp_path / name)
+    assert find(tmp_path).told().startswith(f"Digits of {tmp_path}: IDX")
+
+
 def test_idx_not_a_readable_file(tmp_path):
     write_idx(tmp_path, gz=False)
     path = tmp_path / NAMES[1]
