@@ -43,7 +43,7 @@ def run_loggers(
         purge = state.get("step")  # steps count from 0, so it is the first that will be logged again
         board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
         try:
-            _ = board.experiment
+            _ = is_first_process() and board.experiment  # which opens its file
             loggers.append(board)
         except OSError as error:
             say(f"TensorBoard cannot write to {board.log_dir} ({error.strerror}): the training goes on without it")

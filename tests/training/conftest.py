@@ -16,7 +16,11 @@ HERE = Path(__file__).parent
 pytest.register_assert_rewrite("processes")
 from processes import Process, ended  # noqa: E402
 
-TABLES = ("test_loop.py", "test_optimization.py", "test_keeper.py")  # of small trainings, hundreds of them
+# of small trainings, hundreds of them; of processes, some seconds each
+TABLES = (
+    "test_loop.py", "test_optimization.py", "test_keeper.py",
+    "test_ddp.py", "test_disk_full.py", "test_fuzz_checkpoints.py", "test_signals.py",
+)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)
