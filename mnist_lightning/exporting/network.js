@@ -36,9 +36,9 @@ const ACTIVATIONS = {
 };
 
 const LAYERS = {
-  conv(map, { out, kernel, padding, at }) {
+  conv(map, { out, kernel, stride, padding, at }) {
     const input = padding ? LAYERS.pad(map, { by: padding }) : map;
-    const { data, channels, side } = input, to = side - kernel + 1, area = to * to;
+    const { data, channels, side } = input, to = Math.floor((side - kernel) / stride) + 1, area = to * to;
     const result = new Float32Array(out * area), size = channels * kernel * kernel;
     const matrix = take(at, out * size), bias = take(at + out * size, out);
     for (let o = 0; o < out; o++) {
@@ -48,8 +48,8 @@ const LAYERS = {
         const weight = matrix[o * size + i], column = i % kernel, row = ((i / kernel) | 0) % kernel;
         const channel = (i / (kernel * kernel)) | 0;
         for (let y = 0; y < to; y++) {
-          const from = channel * side * side + (y + row) * side + column, into = start + y * to;
-          for (let x = 0; x < to; x++) result[into + x] += weight * data[from + x];
+          const from = channel * side * side + (y * stride + row) * side + column, into = start + y * to;
+          for (let x = 0; x < to; x++) result[into + x] += weight * data[from + x * stride];
         }
       }
     }

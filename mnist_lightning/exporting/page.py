@@ -80,7 +80,8 @@ def described(predictor: Predictor) -> tuple[list[dict[str, Any]], Tensor]:
     for layer in network:
         if isinstance(layer, nn.Conv2d):
             bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
-            sizes = {"out": layer.out_channels, "kernel": layer.kernel_size[0], "padding": int(layer.padding[0])}
+            steps = {"stride": layer.stride[0], "padding": int(layer.padding[0])}
+            sizes = {"out": layer.out_channels, "kernel": layer.kernel_size[0], **steps}
             layers.append({"kind": "conv", **sizes, "at": keep(layer.weight, bias)})
         elif isinstance(layer, nn.Linear):
             bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias

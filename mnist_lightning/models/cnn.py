@@ -19,6 +19,7 @@ class CNN(DigitClassifier):
         channels: Channels of each convolutional stage.
         kernel_size: Side of the kernel of each stage.
         padding: Zeros around the input of each stage; negative: so much less of its border.
+        stride: Step of the kernel of each stage; 2 halves the sides, and learns how.
         pool: Side of the max-pooling window of each stage; 1 is no pooling.
         order: The parts of a stage, in their order.
         conv_dropout: Dropout of each stage.
@@ -34,6 +35,7 @@ class CNN(DigitClassifier):
         channels: list[int] = [32, 64],  # noqa: B006  (read only; --help shows it)
         kernel_size: int | list[int] = 3,
         padding: int | list[int] = 0,
+        stride: int | list[int] = 1,
         pool: int | list[int] = 2,
         order: list[Part] = ["conv", "activation", "pool", "dropout"],  # noqa: B006
         conv_dropout: float | list[float] = 0.0,
@@ -49,10 +51,11 @@ class CNN(DigitClassifier):
         stages = len(channels)
         layers: list[nn.Module] = []
         width, side = 1, 28  # [n, 1, 28, 28]
-        for out, kernel, pad, window, drop in zip(
+        for out, kernel, pad, step, window, drop in zip(
             per_layer(channels, stages, "channels"),
             per_layer(kernel_size, stages, "kernel_size"),
             per_layer(padding, stages, "padding"),
+            per_layer(stride, stages, "stride"),
             per_layer(pool, stages, "pool"),
             per_layer(conv_dropout, stages, "conv_dropout"),
             strict=True,
@@ -61,7 +64,7 @@ class CNN(DigitClassifier):
                 if part == "conv":
                     if pad < 0:
                         layers.append(nn.ZeroPad2d(pad))
-                    layers.append(nn.Conv2d(width, out, kernel, padding=max(pad, 0)))
+                    layers.append(nn.Conv2d(width, out, kernel, step, padding=max(pad, 0)))
                 elif part == "norm":
                     layers.append(nn.BatchNorm2d(out))
                 elif part == "activation":
@@ -70,7 +73,7 @@ class CNN(DigitClassifier):
                     layers.append(nn.MaxPool2d(window))
                 elif part == "dropout" and drop:
                     layers.append(nn.Dropout2d(drop) if dropout2d else Dropout(drop))
-            width, side = out, (side + 2 * pad - kernel + 1) // window  # [n, width, side, side]
+            width, side = out, ((side + 2 * pad - kernel) // step + 1) // window  # [n, width, side, side]
             if side < 1:
                 raise BadSetting("--model: the stages leave nothing of 28x28; pool less or pad more")
         # [n, width, side, side] -> [n, classes]

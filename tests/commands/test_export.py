@@ -133,7 +133,8 @@ def rows_of(tab: Any, images: Tensor) -> Tensor:
 
 NETWORKS = {
     "recipes' layers": lambda: CNN(
-        channels=[4, 6, 5], kernel_size=[5, 3, 3], padding=[-2, 0, 1], pool=[2, 1, 2], conv_dropout=0.2, hidden=[9],
+        channels=[4, 6, 5], kernel_size=[5, 3, 3], padding=[-2, 0, 1], stride=[1, 2, 1], pool=[2, 1, 2],
+        conv_dropout=0.2, hidden=[9],
         order=["conv", "norm", "activation", "pool", "dropout"], dropout2d=True, dropout=0.5,
     ),
     "no hidden layer": lambda: MLP(hidden=[]),

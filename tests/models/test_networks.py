@@ -37,6 +37,8 @@ def test_mlp():
         ({"channels": [3, 7], "pool": [2, 1], "padding": [1, 0]}, 7 * 12 * 12),
         ({"channels": [3, 7], "kernel_size": [5, 3], "pool": [1, 3]}, 7 * 7 * 7),  # 24, 22, a third
         ({"channels": [3], "padding": -2, "kernel_size": 5}, 3 * 10 * 10),  # 24, 20, halved
+        ({"channels": [3, 7], "stride": [1, 2], "pool": 1, "kernel_size": [3, 5], "padding": [0, 2]}, 7 * 13 * 13),
+        ({"channels": [3], "stride": 3, "kernel_size": 5}, 3 * 4 * 4),  # 24 and less by threes: 8, halved
         ({"channels": []}, 784),
     ],
 )
@@ -57,6 +59,7 @@ def test_cnn_knows_the_size_that_its_stages_leave(options: dict[str, Any], flat:
         ),
         (CNN, {"channels": [4, 5], "padding": [1]}, "--model.padding has 1 values for 2 layers: [1]"),
         (CNN, {"channels": [4, 5], "pool": [1]}, "--model.pool has 1 values for 2 layers: [1]"),
+        (CNN, {"channels": [4], "stride": 0}, "--model.stride is 0; it must be at least 1"),
         (CNN, {"channels": [4], "conv_dropout": []}, "--model.conv_dropout has 0 values for 1 layers: []"),
         (CNN, {"hidden": [], "dropout": [0.5]}, "--model.dropout has 1 values for 0 layers: [0.5]"),
         (CNN, {"order": ["pool"]}, "--model.order ['pool'] must name conv once, and no part twice"),
