@@ -19,7 +19,7 @@ from processes import Process, ended  # noqa: E402
 # of small trainings, hundreds of them; of processes, some seconds each
 TABLES = (
     "test_loop.py", "test_optimization.py", "test_keeper.py",
-    "test_ddp.py", "test_disk_full.py", "test_fuzz_checkpoints.py", "test_signals.py",
+    "test_ddp.py", "test_disk_full.py", "test_fuzz_checkpoints.py", "test_resume.py", "test_signals.py",
 )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ TABLES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the tables a sample is tried by default, the whole with the long tests."""
     for number, item in enumerate(item for item in items if item.path.name in TABLES and "[" in item.name):
-        if number % 5:
+        if number % 8:
             item.add_marker(pytest.mark.slow)
 
 
