@@ -243,7 +243,8 @@ def differences(
     old_model = checkpoint.get("hyper_parameters", {})
     old_data = checkpoint.get("datamodule_hyper_parameters", {})
     same_ranks = state["world_size"] == trainer.world_size
-    names = ["normalize", "seed", "train_size", "val_size", "classes", "subset"] + ["batch_size"] * same_ranks
+    names = ["normalize", "seed", "train_size", "val_size", "folds", "fold", "classes", "subset"]
+    names += ["batch_size"] * same_ranks
     compared = [(f"model.{name}", old_model.get(name), new) for name, new in sorted(model.hparams.items())]
     compared += [(f"data.{name}", old_data.get(name), data.hparams.get(name)) for name in names]
     compared += [("data.balance", old_data.get("balance", "none"), data.hparams.get("balance", "none"))]

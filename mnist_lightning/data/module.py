@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from mnist_lightning.data.augment import affine
 from mnist_lightning.data.digits import TEN, Digits
+from mnist_lightning.data.division import check_folds, divided, size_held_out
 from mnist_lightning.data.download import download
 from mnist_lightning.data.loader import TensorLoader
 from mnist_lightning.data.sources import Found, files_under, find, named, only, saw
@@ -21,7 +21,6 @@ from mnist_lightning.errors import BadSetting, UserError
 
 EVAL_BATCH_SIZE = 2500  # 8 MB of floats, which a processor's cache holds; Lightning's cost per batch hardly shows
 FILE = {"train": "train", "val": "train", "test": "test"}  # validation images come from the training set
-SPLIT_SEED = 0  # the validation images stay the same whatever the seed of the training is
 DRAWN_SEED = 2  # of digits drawn to be put to others; 0 and 1 are the synthetic source's
 
 
@@ -38,6 +37,8 @@ class MNISTDataModule(LightningDataModule):
         batch_size: Images of one optimizer step, on each device.
         val_size: Training images held out for validation, chosen by a fixed seed; by default 5000, or a sixth where
             that is less.
+        folds: Divide the training images into so many folds, by the same seed; one of them is held out.
+        fold: Which of them, counted from 0; fit --folds trains on each in turn.
         train_size: Use only the first so many training images (after those for validation are taken out).
         drawn: How many digits drawn by the program are put to the training images: forms that MNIST has little of.
         augment: affine: each epoch sees the training images turned, scaled, slanted and moved a little anew.
@@ -62,6 +63,8 @@ class MNISTDataModule(LightningDataModule):
         test_file: str | None = None,
         batch_size: int = 64,
         val_size: int | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
         train_size: int | None = None,
         drawn: int = 0,
         augment: Literal["none", "affine"] = "none",
@@ -80,6 +83,7 @@ class MNISTDataModule(LightningDataModule):
             value = self.hparams[name]
             if value is not None and value < least:
                 raise BadSetting(f"--data.{name} is {value}; it must be at least {least}")
+        check_folds(folds, fold)
         if source == "text" and not (train_file or test_file):
             raise BadSetting("--data.source text needs --data.train_file and --data.test_file")
         if seed is None:
@@ -195,25 +199,11 @@ class MNISTDataModule(LightningDataModule):
         return digits
 
     def _divide(self, images: int) -> None:
-        """Chooses the validation images at random from so many training images; the rest keeps its order.
-
-        Digits that are drawn besides come after them, and are all trained on.
-        """
-        if self.hparams["val_size"] is None:
-            self.hparams["val_size"] = min(5000, images // 6)
-        val_size, train_size = self.hparams["val_size"], self.hparams["train_size"]
-        drawn = np.arange(images, images + self.hparams["drawn"], dtype=np.int32)
-        if val_size >= images:
-            raise BadSetting(f"--data.val_size is {val_size}, but there are only {images} training images")
-        if train_size is not None and train_size > images - val_size:
-            raise BadSetting(f"--data.train_size is {train_size}, but only {images - val_size} images are there")
-        if val_size == 0 and train_size in (None, images):
-            self._subsets |= {"val": torch.arange(0), "train": None}  # at no cost, however many images there are
-            return
-        generator = torch.Generator().manual_seed(SPLIT_SEED)
-        held_out = torch.randperm(images, generator=generator, dtype=torch.int32)[:val_size].sort().values
-        rest = np.delete(np.arange(images, dtype=np.int32), held_out.numpy())
-        self._subsets |= {"val": held_out, "train": torch.from_numpy(np.concatenate([rest[:train_size], drawn]))}
+        """Chooses the validation images from so many training images."""
+        given = self.hparams
+        given["val_size"] = size_held_out(images, given["val_size"], given["folds"], given["fold"])
+        first = given["fold"] * images // given["folds"] if given["folds"] else 0
+        self._subsets |= divided(images, given["val_size"], given["train_size"], given["drawn"], first)
 
     # ------------------------------------------------------------------ from tensors to batches
 
@@ -230,6 +220,11 @@ class MNISTDataModule(LightningDataModule):
         return self._loader("test")
 
     predict_dataloader = test_dataloader
+
+    def images(self, split: str) -> Tensor:
+        """Images of "train", "val" or "test", uint8 [N, 28, 28]."""
+        images, subset = self._digits[FILE[split]].images, self._subsets[split]
+        return images if subset is None else images[subset]
 
     def labels(self, split: str) -> Tensor:
         """Labels of "train", "val" or "test", uint8 [N]."""
