@@ -16,7 +16,8 @@ import torch
 
 from mnist_lightning import MNISTDataModule, Predictor, __version__
 from mnist_lightning.files import write_whole
-from mnist_lightning.predictor import DOUBT, pretrained
+from mnist_lightning.predictor import pretrained
+from mnist_lightning.training.checkpoint_content import FOUND
 from mnist_lightning.training.checkpoints import read_weights, write_checkpoint
 
 REFUSED = 0.01  # the part of the held-out images that either limit may refuse
@@ -66,7 +67,7 @@ def main() -> None:
         "state_dict": checkpoint["state_dict"],
         "hyper_parameters": checkpoint["hyper_parameters"],
         "MNISTDataModule": {"source": "mnist", "mean": mean, "std": std, "classes": predictor.classes},
-        DOUBT: found | {"origin": f"{network.split(',')[0]}, {share:.2%} of MNIST's test images"},
+        FOUND: found | {"origin": f"{network.split(',')[0]}, {share:.2%} of MNIST's test images"},
     }
     write_checkpoint(content, pretrained())
     page = PAGE.format(

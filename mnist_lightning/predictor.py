@@ -16,12 +16,12 @@ from mnist_lightning.models import MODELS
 from mnist_lightning.processes import is_first_process
 from mnist_lightning.run import Run, run_and_file
 from mnist_lightning.settings import parsed
+from mnist_lightning.training.checkpoint_content import FOUND
 from mnist_lightning.training.checkpoints import STATE, load_weights, model_of, read_weights
 from mnist_lightning.words import file_pairs, merged
 
 PRETRAINED = "pretrained"  # what the shipped weights are called
 AT_ONCE = 1000  # images of one forward: what is between the layers stays in a processor's cache
-DOUBT = "predictor"  # a checkpoint's own entry: what was found on training images, after the training
 LEAST_PROBABILITY = 0.5  # of an answer, where a checkpoint brings no limits of its own
 
 
@@ -90,7 +90,7 @@ class Predictor:
 
         self._rows = rows
         self.origin = _origin(checkpoint, self.file, self.model)
-        return checkpoint.get(DOUBT, {}), checkpoint.get("hyper_parameters", {}).get("class_names")
+        return checkpoint.get(FOUND, {}), checkpoint.get("hyper_parameters", {}).get("class_names")
 
     def _model(self, checkpoint: dict[str, Any], model: nn.Module | None) -> nn.Module:
         """The module with its weights; one of the user's own as its run's config.yaml describes it."""
@@ -115,7 +115,7 @@ class Predictor:
         try:
             session = onnxruntime.InferenceSession(str(self.file), providers=["CPUExecutionProvider"])
             known = session.get_modelmeta().custom_metadata_map
-            names, found = (json.loads(known.get(key) or "{}") for key in ("class_names", DOUBT))
+            names, found = (json.loads(known.get(key) or "{}") for key in ("class_names", FOUND))
         except Exception as error:  # its exceptions share no base
             raise UserError(f"{self.file} is no ONNX model that can be used: {first_line(error)[:200]}") from error
         taken, given = session.get_inputs()[0], session.get_outputs()[0]
@@ -187,7 +187,7 @@ def _as_logits(rows: Tensor) -> Tensor:
 def _origin(checkpoint: dict[str, Any], file: Path, model: nn.Module) -> str:
     """What a checkpoint is, in a line."""
     if file == pretrained():
-        return f"the shipped weights ({checkpoint.get(DOUBT, {}).get('origin', type(model).__name__)})"
+        return f"the shipped weights ({checkpoint.get(FOUND, {}).get('origin', type(model).__name__)})"
     state, kind = checkpoint.get(STATE, {}), type(model).__name__
     epoch = f", epoch {state['epoch']}" if state.get("epoch") else ""
     source = (checkpoint.get("MNISTDataModule") or {}).get("source")

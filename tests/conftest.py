@@ -1,4 +1,4 @@
-"""Tiny IDX files, the real ones where they are, and the command line without a new process."""
+"""Tiny IDX files, the real ones where they are, the command line without a new process, and a small training."""
 
 import os
 import signal
@@ -87,3 +87,22 @@ def cli(
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def tiny(tiny_mnist: Path) -> list[str]:
+    """Settings of a small MLP on 250 images: 8 steps an epoch."""
+    words = "--model MLP --model.hidden [8] --data.source mnist --data.val_size 50 --data.batch_size 32"
+    return [*words.split(), "--data.root", str(tiny_mnist), "--trainer.max_epochs", "1"]
+
+
+@pytest.fixture
+def fit(cli, tiny: list[str]):
+    """`fit("--run", "a")` trains a small MLP for an epoch; it must do."""
+
+    def run(*words: object):
+        result = cli("fit", *tiny, *words)
+        assert (result.status, result.err) == (0, "")
+        return result
+
+    return run

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mnist_lightning import CNN, MLP, MNISTDataModule, Predictor, UserError
 from mnist_lightning.data.synthetic import synthetic_digits
-from mnist_lightning.predictor import DOUBT, chosen, pretrained
+from mnist_lightning.predictor import chosen, pretrained
 from mnist_lightning.run import Run
+from mnist_lightning.training.checkpoint_content import FOUND
 from mnist_lightning.training.checkpoints import load_model, read_weights, write_checkpoint
 
 IMAGES, LABELS = synthetic_digits(50, seed=3)
@@ -70,11 +71,11 @@ def test_what_was_found_after_training(checkpoint: Path):
     energies = plain.div(2).logsumexp(1)
     middle = float(energies.median())
     found = {"temperature": 2.0, "least_energy": middle, "least_probability": 0.0}
-    predictor = Predictor(with_entries(checkpoint, **{DOUBT: found}))
+    predictor = Predictor(with_entries(checkpoint, **{FOUND: found}))
     torch.testing.assert_close(predictor(IMAGES), plain.div(2).softmax(1), rtol=0, atol=1e-6)
     assert predictor.unsure(predictor.logits(IMAGES)).tolist() == (energies < middle).tolist()
     found = {"least_probability": 0.9}
-    predictor = Predictor(with_entries(checkpoint, **{DOUBT: found}))
+    predictor = Predictor(with_entries(checkpoint, **{FOUND: found}))
     rows = torch.tensor([[5.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
     assert predictor.unsure(rows).tolist() == [False, True]
 

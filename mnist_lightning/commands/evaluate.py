@@ -27,6 +27,7 @@ from mnist_lightning.processes import Signals
 from mnist_lightning.run import Run, base_name, run_and_file
 from mnist_lightning.settings import parsed, taken_by
 from mnist_lightning.training.causes import told
+from mnist_lightning.training.checkpoint_content import FOUND
 from mnist_lightning.training.checkpoints import STATE, load_weights, model_of, read_weights
 from mnist_lightning.training.trainer import SignalsAgain, make_trainer
 from mnist_lightning.words import Pairs, file_pairs, merged, pairs_of_words, root_and_name, with_files
@@ -101,15 +102,19 @@ def run_stage(trainer: Trainer, model: Any, data: Any, file: Path, stage: str) -
         if cause := told(error, trainer, model, None):
             raise cause from error
         raise
+    temperature = checkpoint.get(FOUND, {}).get("temperature", 1.0)
     result = {"source": data.source if ours else type(data).__name__, "checkpoint": str(file)}
     if stage == "predict":
         if not outputs:
             raise UserError("nothing was predicted: see --trainer.limit_predict_batches")
         labels = data.labels("test").cpu() if ours else None
-        return result | {"predictions": _gathered(trainer, outputs), "labels": labels, "names": names_of(model)}
+        positions, rows = _gathered(trainer, outputs)
+        tempered = (positions, (rows.clamp_min(1e-38).log() / temperature).softmax(1))
+        return result | {"predictions": tempered, "labels": labels, "names": names_of(model)}
     split, state = ("val" if stage == "validate" else stage), checkpoint.get(STATE, {})
     return _measured(trainer, split) | result | {
         "split": split,
+        "temperature": temperature,
         "precision": str(trainer.precision),
         "epoch": state.get("epoch", checkpoint.get("epoch")),
         "step": state.get("step", checkpoint.get("global_step")),
@@ -177,6 +182,8 @@ def tell(result: dict[str, Any], place: Path) -> None:
             table.add_row(escape(name), f"{value:.4f}")
     source = result["source"]
     table.add_row("images of", "[bold red]SYNTHETIC digits, not MNIST[/]" if source == "synthetic" else escape(source))
+    if result["temperature"] != 1:
+        table.add_row("temperature", f"{result['temperature']:.3f}  (probabilities are of logits divided by it)")
     moments = [f"  ({name} {result[name]})" for name in ("epoch", "step") if result[name]]
     table.add_row("checkpoint", escape("".join([result["checkpoint"], *moments[:1]])))
     table.add_row("run folder", escape(str(place)))

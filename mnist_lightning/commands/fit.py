@@ -26,6 +26,7 @@ from mnist_lightning.files import give_name, sync
 from mnist_lightning.processes import Interrupted, Signals, is_first_process, requeue_slurm_job
 from mnist_lightning.run import Run
 from mnist_lightning.settings import parsed, several
+from mnist_lightning.temperature import keep_temperature
 from mnist_lightning.training.causes import limit_in_force, told
 from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
 from mnist_lightning.training.freeze import FrozenStatistics, freeze
@@ -117,6 +118,7 @@ def train(pairs: Pairs, signals: Signals) -> Result:
         with run_loggers(trainer, loggers, keeper.run.folder, start.file, start.checkpoint) as all_loggers:
             _fit(trainer, model, data, start, keeper)
             run, metrics = keeper.run, _metrics(trainer)
+            _calibrate(trainer, run, model, data)
             if _has_test(model, data):
                 trainer.loggers = []  # they are told what came of it
                 result = run_stage(trainer, model, data, run.best if run.best.exists() else run.last, "test")
@@ -160,6 +162,13 @@ def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeepe
         raise UserError(f"there was no step to train: {limit_in_force(trainer) or 'the data has no mini-batch'}")
     if keeper and trainer.is_global_zero:
         _tell_limit(trainer, keeper, start)
+
+
+def _calibrate(trainer: Trainer, run: Run, model: Any, data: Any) -> None:
+    """Puts the temperature that validation images ask for into the checkpoints; the other processes wait."""
+    if trainer.is_global_zero and isinstance(data, MNISTDataModule) and (told := keep_temperature(run, model, data)):
+        say(told)
+    trainer.strategy.barrier()
 
 
 def _tell_limit(trainer: Trainer, keeper: RunKeeper, start: Start) -> None:

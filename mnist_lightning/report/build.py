@@ -49,7 +49,7 @@ def build(source: Source, asked: Pairs, which: str | None = None, image: int | N
             raise
         report.notes.append(f"the network is not shown: {error}")
         return report
-    report.origin = predictor.origin
+    report.origin, report.temperature = predictor.origin, predictor.temperature
     checkpoint = {} if predictor.file.suffix == ".onnx" else read_weights(predictor.file)
     report.settings = report.settings or flags(
         {"model": checkpoint.get("hyper_parameters", {}), "data": checkpoint.get("datamodule_hyper_parameters", {})}

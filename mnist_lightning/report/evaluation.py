@@ -119,7 +119,7 @@ def _batch(predictor: Predictor, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
     images, labels = batch[0], batch[1]
     assert predictor.model is not None  # an .onnx file has no run, and so no loaders
     with torch.inference_mode():
-        rows = forward_of(predictor.model)(images).float().softmax(1)
+        rows = (forward_of(predictor.model)(images).float() / predictor.temperature).softmax(1)
     return images, labels, rows
 
 

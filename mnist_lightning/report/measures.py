@@ -97,6 +97,17 @@ def coverage_curve(labels: Tensor, probabilities: Tensor) -> tuple[Tensor, Tenso
     return (answered / len(labels))[last], (right.cumsum(0) / answered)[last], confidence[last]
 
 
+def surest(labels: Tensor, probabilities: Tensor, share: float) -> dict[str, Any]:
+    """How many images the surest share of them is, and how many of those are read wrong; of equally sure ones the
+    wrong count first."""
+    confidence, predictions = probabilities.double().max(1)
+    wrong = predictions != labels
+    order = torch.cat([wrong.nonzero()[:, 0], wrong.logical_not().nonzero()[:, 0]])
+    order = order[confidence[order].argsort(descending=True, stable=True)]
+    count = round(share * len(labels))
+    return {"share": share, "images": count, "errors": int(wrong[order[:count]].sum())}
+
+
 def worst(labels: Tensor, probabilities: Tensor, most: int) -> Tensor:
     """Positions of the errors, those whose true label has the least probability first."""
     wrong = (probabilities.argmax(1) != labels).nonzero()[:, 0]

@@ -31,7 +31,7 @@ def page_of(report: Report, found: Found) -> str:
             ("samples", "Sample digits", samples(evaluation)),
             ("confusion", "What is taken for what", confusion(told)),
             ("classes", "Each class", classes(told)),
-            ("calibration", "How sure, how right", calibration(evaluation, told)),
+            ("calibration", "How sure, how right", calibration(evaluation, found)),
             ("errors", "The worst errors", errors(evaluation, told)),
             ("image", "One image", one_image(evaluation, report.chosen)),
         ]
@@ -168,8 +168,10 @@ def classes(told: Found) -> str:
     return table(f"{caption}Support: images of it.", ["class", "precision", "recall", "F1", "support"], rows)
 
 
-def calibration(evaluation: Evaluation, told: Found) -> str:
-    labels, rows = evaluation.labels, evaluation.probabilities
+def calibration(evaluation: Evaluation, found: Found) -> str:
+    labels, rows, told = evaluation.labels, evaluation.probabilities, found["evaluation"]
+    divided = f" The logits are divided by {found['temperature']:.3f}, a temperature fitted after the training."
+    tempered = divided if found["temperature"] != 1 else ""
     error, sure = told["expected_calibration_error"], told["mean_confidence"]
     words = f"expected calibration error {percent(error)}"
     plots = [
@@ -188,7 +190,9 @@ def calibration(evaluation: Evaluation, told: Found) -> str:
     ]
     return f"""<p>On average the network is {percent(sure)} sure and {percent(told["accuracy"])} right. The
 {words} (ECE): the images are put into {measures.BINS} bins of equal width by confidence, the highest probability;
-the distance between mean confidence and accuracy of each bin is averaged, each bin weighted by its images.</p>
+the distance between mean confidence and accuracy of each bin is averaged, each bin weighted by its images. If only the
+surest {percent(told["surest"]["share"], 0)} are answered, {told["surest"]["errors"]:,} of
+{told["surest"]["images"]:,} answers are wrong.{tempered}</p>
 <div class="plots">{"".join(plots)}</div>
 {table("If only sure answers are given", ["answers right", "images answered", "least confidence"], least)}"""
 

@@ -14,6 +14,7 @@ from mnist_lightning.report.evaluation import Evaluation
 from mnist_lightning.report.history import History, number
 
 WORST = 24  # errors that are shown
+SUREST = 0.99  # the share of the images whose errors are told, where the least sure ones may be refused
 CONFUSED = 10  # pairs of classes
 ACCURACIES = (0.99, 0.995, 0.999, 1.0)  # of the answers, for which it is told how many can be given
 
@@ -30,6 +31,7 @@ class Report:
     filters: Tensor | None = None  # [n, height, width]
     folder: Path | None = None
     notes: list[str] = field(default_factory=list)
+    temperature: float = 1.0  # that the network's logits are divided by
     chosen: int = 0  # the image that is looked at more closely
 
 
@@ -49,6 +51,7 @@ def numbers(report: Report) -> dict[str, Any]:
         "run": report.name,
         "folder": str(report.folder) if report.folder else None,
         "origin": report.origin,
+        "temperature": report.temperature,
         "evaluation": _evaluated(report.evaluation) if report.evaluation else None,
         "test_at_end_of_training": history.result or None,
         "epochs": [
@@ -84,6 +87,7 @@ def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
         "confusion_rows_true_columns_predicted": matrix.tolist(),
         "most_confused": confused(matrix, names),
         "answered": answered(evaluation),
+        "surest": measures.surest(labels, rows, SUREST),
         "worst_errors": [error(evaluation, place) for place in measures.worst(labels, rows, WORST).tolist()],
         "sha256": evaluation.fingerprint,
     }  # fmt: skip

@@ -160,6 +160,10 @@ def measured(found: dict[str, Any]) -> None:
         table.add_row(f"without {doubted} doubted labels", f"{without['accuracy']:.2%}  ({without['errors']:,} errors)")
     table.add_row("cross-entropy", f"{told['cross_entropy']:.4f}")
     table.add_row("calibration error", f"{told['expected_calibration_error']:.2%}  (expected, 15 bins)")
+    sure = told["surest"]
+    table.add_row(f"surest {sure['share']:.0%} answered", f"{sure['errors']:,} errors in {sure['images']:,} answers")
+    if found["temperature"] != 1:
+        table.add_row("temperature", f"{found['temperature']:.3f}  (fitted after the training)")
     if told["most_confused"]:
         pairs = ", ".join(f"{one['true']} as {one['read']} ({one['images']})" for one in told["most_confused"][:4])
         table.add_row("most confused", escape(pairs))

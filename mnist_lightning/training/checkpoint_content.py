@@ -1,6 +1,7 @@
 """What a checkpoint may hold, and nothing else: a file can come from anybody, with a checksum that is right."""
 
 import io
+import math
 import pickletools
 import re
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor
 LARGEST = 2 << 30  # bytes; no digit classifier comes near
 VALUES = 1_000_000  # at most so many values in a checkpoint: a shared list of shared lists would never end
 STATE = "mnist_lightning"  # our own entry in a checkpoint: position, identity, metrics of the running epoch
+FOUND = "predictor"  # another: temperature and limits of doubt, found on training images after the training
 FORMAT = 2  # of that entry; those of commit 3207afc and before have none
 
 # What tensors and plain values need of pickle. torch would call some more, of which a few can be made to fill memory.
@@ -119,6 +121,7 @@ def check_entries(checkpoint: Any) -> None:
     if not isinstance(checkpoint, dict):
         raise ValueError(f"it holds a {type(checkpoint).__name__}")
     _check(checkpoint, OF_A_RUN if STATE in checkpoint else OF_ANY)
+    _check_found(checkpoint.get(FOUND, {}))
     state = checkpoint.get(STATE, {})
     if "format" not in state:  # it can be tested and used, not continued
         return
@@ -129,6 +132,16 @@ def check_entries(checkpoint: Any) -> None:
         raise ValueError("its best is wrong")
     if state["metrics_csv"] is not None:
         _check(state["metrics_csv"], TABLE, f"{STATE}/metrics_csv/")
+
+
+def _check_found(found: Any) -> None:
+    """Refuses what a Predictor cannot compute with."""
+    if not isinstance(found, dict):
+        raise ValueError(f"its {FOUND} is wrong")
+    for name in ("temperature", "least_probability", "least_energy"):
+        value = found.get(name, 1.0)
+        if not isinstance(value, float) or not math.isfinite(value) or (name == "temperature" and value <= 0):
+            raise ValueError(f"its {FOUND}/{name} is wrong")
 
 
 def _check(entries: dict[str, Any], kinds: Kinds, place: str = "") -> None:

@@ -1,4 +1,4 @@
-"""A small training on tiny digits, and classes of a user's own."""
+"""Classes of a user's own."""
 
 import sys
 from pathlib import Path
@@ -58,25 +58,6 @@ class Object(Callback):
     def __init__(self, thing=None):
         self.thing = thing
 """
-
-
-@pytest.fixture
-def tiny(tiny_mnist: Path) -> list[str]:
-    """Settings of a small MLP on 250 images: 8 steps an epoch."""
-    words = "--model MLP --model.hidden [8] --data.source mnist --data.val_size 50 --data.batch_size 32"
-    return [*words.split(), "--data.root", str(tiny_mnist), "--trainer.max_epochs", "1"]
-
-
-@pytest.fixture
-def fit(cli, tiny: list[str]):
-    """`fit("--run", "a")` trains a small MLP for an epoch; it must do."""
-
-    def run(*words: object):
-        result = cli("fit", *tiny, *words)
-        assert (result.status, result.err) == (0, "")
-        return result
-
-    return run
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from outcome import RUNS, column, one_line, outcome
 from samples import trained
 
 from mnist_lightning import CNN, MLP, MNISTDataModule, Predictor, load_model
+from mnist_lightning.training.checkpoint_content import FOUND
 from mnist_lightning.training.checkpoints import read_checkpoint, write_checkpoint
 
 
@@ -71,7 +72,8 @@ def test_predict_writes_a_table(fit, cli, tiny_digits):
     mean, std = (checkpoint["MNISTDataModule"][name] for name in ("mean", "std"))
     images = (tiny_digits[1][0].unsqueeze(1) / 255 - mean) / std
     with torch.inference_mode():
-        probabilities = load_model(RUNS / "mlp" / "best.ckpt")(images).softmax(1).amax(1)
+        logits = load_model(RUNS / "mlp" / "best.ckpt")(images) / checkpoint[FOUND]["temperature"]
+    probabilities = logits.softmax(1).amax(1)
     assert [float(row["probability"]) for row in table] == pytest.approx(probabilities.tolist(), abs=1e-5)
 
 

@@ -28,8 +28,8 @@ def test_what_a_run_leaves(fit):
     assert not list((RUNS / "mlp").glob("*.tmp"))
     result = outcome("mlp")
     assert list(result) == [
-        "accuracy", "loss", "images", "correct", "source", "checkpoint", "precision", "epoch", "step", "seed",
-        "versions",
+        "accuracy", "loss", "images", "correct", "source", "checkpoint", "temperature", "precision", "epoch", "step",
+        "seed", "versions",
     ]  # fmt: skip
     assert result["versions"].keys() == {"mnist_lightning", "torch", "lightning"}
     assert (result["images"], result["source"], result["seed"]) == (100, "mnist", 0)

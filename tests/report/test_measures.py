@@ -17,6 +17,7 @@ from mnist_lightning.report.measures import (
     mcnemar,
     per_class,
     reliability_bins,
+    surest,
     worst,
 )  # fmt: skip
 
@@ -62,6 +63,13 @@ def test_the_surest_are_answered_first():
     assert share.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert accuracy.tolist() == [1.0, 1.0, pytest.approx(2 / 3), 0.5]
     assert confidence.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
+
+
+def test_errors_among_the_surest():
+    assert surest(LABELS, ROWS, 0.5) == {"share": 0.5, "images": 2, "errors": 0}
+    assert surest(LABELS, ROWS, 0.75) == {"share": 0.75, "images": 3, "errors": 1}
+    alike = torch.tensor([[0.8, 0.2]] * 4)  # which of them would be answered nobody can say: the errors count
+    assert surest(LABELS, alike, 0.5) == {"share": 0.5, "images": 2, "errors": 2}
 
 
 def test_equally_sure_ones_are_answered_together():

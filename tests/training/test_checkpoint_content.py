@@ -11,7 +11,7 @@ import torch
 from samples import content, content_of_3207afc, trained
 from torch import Tensor
 
-from mnist_lightning.training.checkpoint_content import STATE, check_entries, check_values, load_plain, plain
+from mnist_lightning.training.checkpoint_content import FOUND, STATE, check_entries, check_values, load_plain, plain
 
 Pair = namedtuple("Pair", "a b")
 Colour = Enum("Colour", {"RED": "red"})
@@ -134,3 +134,12 @@ def test_entries_of_ours_that_are_wrong_inside_are_refused(state, reason):
     check_entries(content(best=(0.5, -1.0), metrics_csv=TABLE))
     with pytest.raises(ValueError, match=reason):
         check_entries(content(**state))
+
+
+@pytest.mark.parametrize("make", [content, trained, lambda: {"state_dict": {}, "hyper_parameters": {}}])
+def test_what_was_found_after_the_training_can_be_computed_with(make):
+    check_entries({**make(), FOUND: {"temperature": 1.5, "least_energy": -2.0, "origin": "a"}})
+    wrong = [{"temperature": value} for value in (0.0, -1.0, float("nan"), float("inf"), "2", 2, None)]
+    for found in ("a", 3, *wrong, {"least_energy": float("nan")}, {"least_probability": [0.5]}):
+        with pytest.raises(ValueError, match=f"its {FOUND}.* is wrong"):
+            check_entries({**make(), FOUND: found})
