@@ -61,7 +61,7 @@ def _state(paths: list[Path]) -> str:
     digest = hashlib.sha256(b"%d" % FORMAT)
     for path in paths:
         with suppress(OSError):  # it will be told when it is read
-            status = path.stat()
+            status = os.stat(path)
             digest.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 

@@ -30,22 +30,35 @@ GATHERED = 1 << 22  # bytes that are
 Content = Callable[[Path], bytes]
 
 
+def pictures_among(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The files that are pictures by their names, and the others."""
+    parted: tuple[list[Path], list[Path]] = ([], [])
+    for file in files:
+        parted[os.path.splitext(file)[1].lower() not in SUFFIXES].append(file)
+    return parted
+
+
 def recognise(root: Path, files: list[Path], keep: bool = True) -> list[Part]:
     """The folders of pictures under `root`, with a class a folder. `keep`: in the cache, what took time to read."""
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+    pictures, others = pictures_among(files)
     parts = _parts(root, pictures, _content, keep)
-    for archive in (file for file in files if file.suffix.lower() == ".zip"):
-        inside = [archive / item.member for item in items_of(archive) if Path(item.member).suffix.lower() in SUFFIXES]
+    for archive in (file for file in others if file.suffix.lower() == ".zip"):
+        inside, _ = pictures_among([archive / item.member for item in items_of(archive)])
         parts += _parts(root, inside, _Archive(archive).content, keep=False)
     return parts
 
 
 def _parts(root: Path, pictures: list[Path], content: Content, keep: bool) -> list[Part]:
     """One for each folder that holds folders of pictures; a folder of pictures without classes is without labels."""
-    folders: dict[Path, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    lies_in: dict[str, list[Path]] = defaultdict(list)
     for path in pictures:
-        if not any(name.startswith((".", "__MACOSX")) for name in path.parts[len(root.parts) :]):
-            folders[path.parent.parent][path.parent].append(path)
+        folder, name = os.path.split(path)
+        if not name.startswith("."):
+            lies_in[folder].append(path)
+    folders: dict[Path, dict[Path, list[Path]]] = defaultdict(dict)
+    for folder, inside in ((Path(name), inside) for name, inside in lies_in.items()):
+        if not any(name.startswith((".", "__MACOSX")) for name in folder.parts[len(root.parts) :]):
+            folders[folder.parent][folder] = inside
     known = {folder.name for classes in folders.values() if len(classes) > 1 for folder in classes}
     parts = []
     for place, classes in folders.items():
@@ -79,8 +92,11 @@ def _read(where: Path, classes: dict[Path, list[Path]], content: Content, keep: 
     """All pictures of these folders as digits; from the cache, if they are still what was put there."""
     names = dict(zip(classes, class_names([folder.name for folder in classes]), strict=True))
     # by the files' names, so that what was numbered before it was sorted into folders is in its order again
-    paths = sorted((path for folder in classes.values() for path in folder), key=lambda path: (path.name, path.parent))
-    labels = [names[path.parent] for path in paths] if labelled else None
+    files = sorted(
+        (*os.path.split(path)[::-1], path, names[folder]) for folder, inside in classes.items() for path in inside
+    )
+    paths = [path for *_, path, _ in files]
+    labels = [name for *_, name in files] if labelled else None
     if not keep or len(paths) < cache.LEAST:
         return digits_of(images_of(paths, content), labels, where)
     return digits_of(cache.kept(where, paths, lambda: images_of(paths, content)), labels, where)

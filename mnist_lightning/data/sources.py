@@ -150,11 +150,12 @@ class Found:
 
 
 def _parts(root: Path, files: list[Path], label: str = "auto", keep: bool = True) -> list[Part]:
-    """What every reader recognises."""
+    """What every reader recognises; pictures are so many that only the reader of pictures looks at them."""
+    pictures, files = folders.pictures_among(files)
     found = idx.recognise(root, files)  # it says what is wrong with a pipe or a device under a known name
     files = [file for file in files if file.is_file()]  # a pipe would be waited for
     found += arrays.recognise(root, files) + tables.recognise(root, files, label)
-    return found + parquet.recognise(root, files, label) + folders.recognise(root, files, keep)
+    return found + parquet.recognise(root, files, label) + folders.recognise(root, pictures + files, keep)
 
 
 def find(root: Path, subset: str | None = None, label: str = "auto", keep: bool = True) -> Found | None:
