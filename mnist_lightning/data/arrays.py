@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from mnist_lightning.data import matlab
-from mnist_lightning.data.digits import Digits, Part, digits_of, kind_of
+from mnist_lightning.data.columns import size_of
+from mnist_lightning.data.digits import PICTURES, Digits, Part, digits_of, kind_of
 from mnist_lightning.data.packed import Item, items_of, read_all, unpacked
 from mnist_lightning.data.pairs import paired
 from mnist_lightning.errors import UserError, first_line
@@ -66,7 +67,8 @@ def recognise(root: Path, files: list[Path]) -> list[Part]:
         kinds = [kind_of(array.place, root) for array in (one, other) if array]
         kind = next((kind for kind in kinds if kind != "unknown"), "unknown")
         count = _count(other) if other else one.shape[0] if one.shape else None
-        size = one.shape[1:] if count is not None and one.shape[:1] == (count,) and len(one.shape) > 2 else None
+        size = one.shape[1:] if count is not None and one.shape[:1] == (count,) else None
+        size = size_of(size[0]) if size and len(size) == 1 else size
         parts.append(Part(one.place, one.form, partial(_read, one, other), kind, count, size, other is not None))
     return parts
 
@@ -76,9 +78,13 @@ def _count(labels: _Array) -> int | None:
 
 
 def _arrays(path: Path) -> list[_Array]:
-    reader = {".npz": _of_numpy, ".npy": _of_numpy, ".pt": _of_torch, ".pth": _of_torch, ".mat": _of_matlab}
-    found = reader.get(path.suffix.lower())
-    return list(found(path)) if found else []
+    readers = {".npz": _of_numpy, ".npy": _of_numpy, ".pt": _of_torch, ".pth": _of_torch, ".mat": _of_matlab}
+    if path.suffix.lower() in PICTURES:
+        return []
+    # a .pt file is a zip archive of its own
+    items = [Item(path)] if path.suffix.lower() in (".pt", ".pth") else items_of(path)
+    found = [(readers.get(Path(item.member or path.name).suffix.lower()), item) for item in items]
+    return [array for reader, item in found if reader for array in reader(item)]
 
 
 def _read(images: _Array, labels: _Array | None) -> Digits:
@@ -102,17 +108,15 @@ def _ten_is_zero(labels: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------- NumPy
 
 
-def _of_numpy(path: Path) -> Iterator[_Array]:
-    form = path.suffix.lower().removeprefix(".")
-    for item in items_of(path):
-        place = path / item.member.removesuffix(".npy") if item.member else path
-        try:
-            shape, dtype, *_ = _npy_header(item)
-        except UserError as problem:
-            if item.member.endswith(".npy") or not item.member:
-                yield _Array(place, form, (), _nothing, problem=problem)
-            continue
-        yield _Array(place, form, shape, partial(_npy, item), dtype.kind)
+def _of_numpy(item: Item) -> Iterator[_Array]:
+    place = item.path / item.member.removesuffix(".npy")
+    form = "npz" if re.search(r"\.npz(/|$)", place.as_posix(), re.IGNORECASE) else "npy"
+    try:
+        shape, dtype, *_ = _npy_header(item)
+    except UserError as problem:
+        yield _Array(place, form, (), _nothing, problem=problem)
+        return
+    yield _Array(place, form, shape, partial(_npy, item), dtype.kind)
 
 
 def _nothing() -> Any:
@@ -161,8 +165,11 @@ def _npy(item: Item) -> np.ndarray:
 # ---------------------------------------------------------------------- PyTorch
 
 
-def _of_torch(path: Path) -> Iterator[_Array]:
+def _of_torch(item: Item) -> Iterator[_Array]:
+    path = item.path / item.member
     try:
+        if item.member:
+            raise UserError(f"{item} lies in an archive: unpack it")
         content = _torch_content(path)
     except UserError as problem:
         yield _Array(path, "pt", (), _nothing, problem=problem)
@@ -188,8 +195,9 @@ def _torch_content(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file comes to
-        why = "holds more than tensors in lists or dicts" if "eights" in str(error) else "cannot be read"
-        raise UserError(f"{path} {why} ({first_line(error)[:120]}): save images and labels as tensors") from error
+        more = "holds more than tensors in lists or dicts, which could run code"
+        why = more if "eights" in str(error) else f"cannot be read ({first_line(error)[:120]})"
+        raise UserError(f"{path} {why}: save images and labels as tensors") from error
     size = path.stat().st_size
     for _, tensor in _named_tensors(content, (), _DEEP):
         if (
@@ -224,9 +232,10 @@ def _tensor(path: Path, name: tuple[str, ...]) -> np.ndarray:
 # ---------------------------------------------------------------------- MATLAB
 
 
-def _of_matlab(path: Path) -> Iterator[_Array]:
+def _of_matlab(item: Item) -> Iterator[_Array]:
+    path = item.path / item.member
     try:
-        variables = matlab.read(path)
+        variables = matlab.read(item)
     except UserError as problem:
         yield _Array(path, "MATLAB", (), _nothing, problem=problem)
         return

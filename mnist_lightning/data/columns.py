@@ -37,7 +37,9 @@ class Layout(NamedTuple):
 def layout_of(start: Lines, more: list[bytes], where: object, label: str) -> Layout | None:
     """That of a table which begins with these lines and has `more` later on; None: it is no table of pixels."""
     rows = [
-        row for row in zip(start.numbers, start.text.split(b"\n"), strict=False) if row[1].partition(b"#")[0].strip()
+        row
+        for row in zip(start.numbers, start.text.split(b"\n"), strict=False)
+        if row[1].partition(b"#")[0].strip() and not row[1].startswith((b"@", b"%"))  # what ARFF has before its lines
     ]
     if not rows:
         return None
@@ -56,13 +58,22 @@ def layout_of(start: Lines, more: list[bytes], where: object, label: str) -> Lay
     if not rest:  # bytes that look like a line of running numbers
         return None
     column, told = _label_column(names, rest, table, label, where)
-    pixels = [index for index in rest if index != column]
+    pixels = _in_order([index for index in rest if index != column], names)
     size = size_of(len(pixels))
     if size is None or 2 * sum(number_of(table[-1][index]) is not None for index in pixels) < len(pixels):
         return None
     aside = [index for index in (column, *others) if index is not None]
     words = [index for index in aside if _are_words([row[index] for row in table])]
     return Layout(separator, columns, rows[0][0], column, pixels, size, words, told)
+
+
+def _in_order(pixels: list[int], names: list[str] | None) -> list[int]:
+    """The pixels' columns by the numbers in their names, pixel0, pixel1, …; as they stand where they have no such."""
+    matches = [re.fullmatch(r"(\D*)(\d+)", names[index].strip()) for index in pixels] if names else [None]
+    numbers = [(match[1], int(match[2])) for match in matches if match]
+    if len(set(numbers)) < len(matches) or len({before for before, _ in numbers}) > 1:
+        return pixels
+    return [index for _, index in sorted(zip(numbers, pixels, strict=True))]
 
 
 def _are_words(cells: list[bytes]) -> bool:

@@ -1,5 +1,6 @@
 """Lines of numbers parted by a separator, read in pieces: strict, and fast with NumPy alone."""
 
+import codecs
 import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -10,6 +11,7 @@ from mnist_lightning.errors import UserError
 
 PIECE = 1 << 20  # bytes of text at once
 LONGEST_LINE = 1 << 20
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 BLANKS = b" "  # as a separator it stands for any number of blanks and tabs
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -23,8 +25,10 @@ class Lines(NamedTuple):
 
 def pieces(file: BinaryIO, where: object) -> Iterator[Lines]:
     """The lines of a file, some megabytes at a time."""
+    if file.peek(2).startswith(UTF16):  # type: ignore[attr-defined]
+        file = codecs.EncodedFile(file, "utf-8", "utf-16")  # type: ignore[assignment]
     number, rest = 1, b""
-    while piece := file.read(PIECE):
+    while piece := _piece(file, where):
         text = rest + piece if rest or number > 1 else piece.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
         end = text.rfind(b"\n") + 1
         if len(text) - end > LONGEST_LINE:
@@ -37,6 +41,13 @@ def pieces(file: BinaryIO, where: object) -> Iterator[Lines]:
         rest = text[end:]
     if rest:
         yield Lines(rest.removesuffix(b"\r") + b"\n", range(number, number + 1))
+
+
+def _piece(file: BinaryIO, where: object) -> bytes:
+    try:
+        return file.read(PIECE)
+    except UnicodeError as error:
+        raise UserError(f"{where} is damaged UTF-16 text ({error}): save it as UTF-8") from error
 
 
 def cells_of(line: bytes, separator: bytes) -> list[bytes]:

@@ -4,14 +4,11 @@ A reader is a function `recognise(root, files) -> list[Part]`: it looks at the f
 know, and says what lies there. It raises nothing: what is surely its own but damaged is a Part whose `read` raises.
 """
 
-import gzip
 import re
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +23,8 @@ AT_ONCE = 2048  # images resized together
 TEN = tuple("0123456789")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LUMINANCE = (0.299, 0.587, 0.114)
+PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pbm"}
+ARRAYS = {".npz", ".npy", ".pt", ".pth", ".mat"}
 
 
 class Digits(NamedTuple):
@@ -50,7 +49,7 @@ class Part:
 
 
 _SPLIT_WORD = re.compile(
-    r"[xy]?(?:(train|training|trn)|(test|testing|tst|t10k)|(val|valid|validation|dev|eval))(?:[xy]|images?|labels?|data|set|ing)?"
+    r"[xy]?(?:(train|training|trn|tra)|(test|testing|tst|tes|t10k)|(val|valid|validation|dev|eval))(?:[xy]|images?|labels?|data|set|ing)?"
 )
 
 
@@ -65,20 +64,6 @@ def kind_of(where: Path, root: Path) -> str:
         if kinds:
             return kinds.pop() if len(kinds) == 1 else "unknown"
     return "unknown"
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
-    """The open file; what goes wrong while it is read becomes a UserError."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for, and /dev/zero has no end
-            raise UserError(f"{path} is a folder or a device, not a file: put the data file there")
-        with open(path, "rb") as file:
-            yield file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
-        raise UserError(f"{path} is a truncated or damaged gzip file ({exc}): get it anew") from exc
-    except OSError as exc:
-        raise UserError(f"{path} cannot be read ({exc.strerror or exc}): check path and permissions") from exc
 
 
 # ---------------------------------------------------------------------- images of any size

@@ -16,6 +16,7 @@ def download(folder: Path, timeout: float = 20.0) -> None:
 
     Gives up (UserError) when mirrors let `timeout` seconds in all pass in silence, and after 30 times that in any case.
     """
+    missing = "" if folder.exists() else f"there is no {folder}, and "  # it may be a slip of the pen
     try:
         bodies = _fetch_all(timeout)
         raw = folder / "MNIST" / "raw"
@@ -27,7 +28,7 @@ def download(folder: Path, timeout: float = 20.0) -> None:
                 os.replace(Path(part) / name, raw / name)
     except OSError as exc:
         raise UserError(
-            f"MNIST could not be downloaded ({exc}): put the four files into {folder}, "
+            f"{missing}MNIST could not be downloaded ({exc}): put the four files into {folder}, "
             "or set --data.root to a folder that holds them"
         ) from exc
 

@@ -1,14 +1,14 @@
-"""Folders of pictures, a folder a class: PNG, JPEG, BMP, GIF, TIFF and WebP files, also in a zip archive."""
+"""Folders of pictures, mostly a folder a class: PNG, JPEG, BMP, GIF, TIFF, WebP and PGM files, also in an archive."""
 
 import io
 import os
-import re
 import stat
 import threading
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from mnist_lightning.data import cache, png
-from mnist_lightning.data.digits import SIDE, Digits, Part, digits_of, fitted, kind_of
-from mnist_lightning.data.packed import items_of
+from mnist_lightning.data.digits import ARRAYS, PICTURES, SIDE, Digits, Part, digits_of, fitted, kind_of
+from mnist_lightning.data.labels import class_names, labels_of
+from mnist_lightning.data.packed import contents_of, items_of
 from mnist_lightning.errors import UserError, first_line
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 MOST_PIXELS = 1 << 25  # of a picture: no photo of a digit needs more, and a few bytes can claim any number
 AT_ONCE = 4096  # pictures of one piece of work
+MOST_BYTES = 1 << 26  # of a picture in an archive
 LARGE = 1 << 18  # pixels, above which files are not decoded together
 GATHERED = 1 << 22  # bytes that are
 Content = Callable[[Path], bytes]
@@ -34,22 +35,33 @@ def pictures_among(files: list[Path]) -> tuple[list[Path], list[Path]]:
     """The files that are pictures by their names, and the others."""
     parted: tuple[list[Path], list[Path]] = ([], [])
     for file in files:
-        parted[os.path.splitext(file)[1].lower() not in SUFFIXES].append(file)
+        parted[os.path.splitext(file)[1].lower() not in PICTURES].append(file)
     return parted
 
 
 def recognise(root: Path, files: list[Path], keep: bool = True) -> list[Part]:
     """The folders of pictures under `root`, with a class a folder. `keep`: in the cache, what took time to read."""
     pictures, others = pictures_among(files)
-    parts = _parts(root, pictures, _content, keep)
-    for archive in (file for file in others if file.suffix.lower() == ".zip"):
-        inside, _ = pictures_among([archive / item.member for item in items_of(archive)])
-        parts += _parts(root, inside, _Archive(archive).content, keep=False)
+    parts = _parts(root, pictures, _content, keep, others)
+    for file in others:
+        if file.suffix.lower() not in ARRAYS:
+            inside, _ = pictures_among([file / item.member for item in items_of(file)])
+            members = [path.relative_to(file).as_posix() for path in inside]
+            packed = _Zip(file) if _is_zip(file, members) else _Packed(file, members)
+            parts += _parts(root, inside, packed.content, keep=False)
     return parts
 
 
-def _parts(root: Path, pictures: list[Path], content: Content, keep: bool) -> list[Part]:
-    """One for each folder that holds folders of pictures; a folder of pictures without classes is without labels."""
+def _is_zip(file: Path, members: list[str]) -> bool:
+    """Whether all these lie in a zip archive itself."""
+    with suppress(OSError, zipfile.BadZipFile, NotImplementedError, ValueError), zipfile.ZipFile(file) as archive:
+        return archive.NameToInfo.keys() >= set(members)
+    return False
+
+
+def _parts(root: Path, pictures: list[Path], content: Content, keep: bool, files: Sequence[Path] = ()) -> list[Part]:
+    """One for each folder that holds folders of pictures. Where there is none such, the labels of a folder's pictures
+    may be in their names, or in a table among `files`."""
     lies_in: dict[str, list[Path]] = defaultdict(list)
     for path in pictures:
         folder, name = os.path.split(path)
@@ -60,53 +72,47 @@ def _parts(root: Path, pictures: list[Path], content: Content, keep: bool) -> li
         if not any(name.startswith((".", "__MACOSX")) for name in folder.parts[len(root.parts) :]):
             folders[folder.parent][folder] = inside
     known = {folder.name for classes in folders.values() if len(classes) > 1 for folder in classes}
-    parts = []
+    parts, bare = [], []
     for place, classes in folders.items():
         labelled = {folder for folder in classes if folder != root and (folder.name in known or folder.name.isdigit())}
         for label in {folder for folder in classes if kind_of(folder, folder.parent) != "unknown"} & labelled:
             labelled.discard(label)  # pictures lie in test/ itself, beside train/'s classes or train/ itself
-        inside = {folder: classes[folder] for folder in classes if folder in labelled}
-        parts += [_part(place, inside, root, content, keep)] if inside else []
-        bare = {folder: classes[folder] for folder in classes if folder not in labelled}
-        parts += [_part(folder, {folder: paths}, root, content, keep, labelled=False) for folder, paths in bare.items()]
+        inside = [folder for folder in classes if folder in labelled]
+        names = dict(zip(inside, class_names([folder.name for folder in inside]), strict=True))
+        labels = {path: names[folder] for folder in inside for path in classes[folder]}
+        parts += [_part(place, list(labels), labels, " in folders", root, content, keep)] if inside else []
+        bare += [(folder, paths) for folder, paths in classes.items() if folder not in labelled]
+    found = [({}, "") if parts else labels_of(paths, files) for _, paths in bare]
+    for (folder, paths), (labels, told) in zip(bare, found, strict=True):
+        parts.append(_part(folder, paths, labels, told, root, content, keep))
     return parts
 
 
 def _part(
-    where: Path, classes: dict[Path, list[Path]], root: Path, content: Content, keep: bool, labelled: bool = True
+    where: Path, paths: list[Path], labels: dict[Path, str], told: str, root: Path, content: Content, keep: bool
 ) -> Part:
-    paths = [path for folder in classes.values() for path in folder]
-    form = f"{paths[0].suffix[1:].upper().replace('JPG', 'JPEG')} files" + (" in folders" if labelled else "")
+    form = f"{paths[0].suffix[1:].upper().replace('JPG', 'JPEG')} files{told}"
     try:
         size: tuple[int, ...] | None = tuple(_of_any(paths[0], content(paths[0])).shape)
     except UserError:
         size = None  # it will be told when all are read
-    read = partial(_read, where, classes, content, keep, labelled)
-    return Part(where, form, read, kind_of(where, root), len(paths), size, labelled)
+    read = partial(_read, where, paths, labels, content, keep)
+    return Part(where, form, read, kind_of(where, root), len(paths), size, bool(labels))
 
 
 # ---------------------------------------------------------------------- reading
 
 
-def _read(where: Path, classes: dict[Path, list[Path]], content: Content, keep: bool, labelled: bool) -> Digits:
-    """All pictures of these folders as digits; from the cache, if they are still what was put there."""
-    names = dict(zip(classes, class_names([folder.name for folder in classes]), strict=True))
+def _read(where: Path, paths: list[Path], labels: dict[Path, str], content: Content, keep: bool) -> Digits:
+    """All these pictures as digits; from the cache, if they are still what was put there."""
     # by the files' names, so that what was numbered before it was sorted into folders is in its order again
-    files = sorted(
-        (*os.path.split(path)[::-1], path, names[folder]) for folder, inside in classes.items() for path in inside
-    )
-    paths = [path for *_, path, _ in files]
-    labels = [name for *_, name in files] if labelled else None
+    paths = sorted(paths, key=lambda path: os.path.split(path)[::-1])
+    if labels and (bare := next((path for path in paths if path not in labels), None)):
+        raise UserError(f"{bare} has no label in the table beside it: add it, or remove the picture")
+    values = [labels[path] for path in paths] if labels else None
     if not keep or len(paths) < cache.LEAST:
-        return digits_of(images_of(paths, content), labels, where)
-    return digits_of(cache.kept(where, paths, lambda: images_of(paths, content)), labels, where)
-
-
-def class_names(folders: list[str]) -> list[str]:
-    """Names of classes: those of their folders, less what stands before the number in each, as in class_3."""
-    found = [re.fullmatch(r"(\D*)(\d+)", name) for name in folders]
-    prefixes = {match[1] for match in found if match}
-    return [match[2] for match in found if match] if all(found) and len(prefixes) == 1 else folders
+        return digits_of(images_of(paths, content), values, where)
+    return digits_of(cache.kept(where, paths, lambda: images_of(paths, content)), values, where)
 
 
 def images_of(paths: list[Path], content: Content) -> Tensor:
@@ -157,7 +163,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would be waited for
 
 
-class _Archive:
+class _Zip:
     """The pictures in a zip file, by their paths as if it were a folder; opened once in each thread."""
 
     def __init__(self, file: Path) -> None:
@@ -169,13 +175,35 @@ class _Archive:
                 self._of_thread.archive = zipfile.ZipFile(self._file)
             archive: zipfile.ZipFile = self._of_thread.archive
             info = archive.getinfo(path.relative_to(self._file).as_posix())
-            if info.file_size > 1 << 26:
+            if info.file_size > MOST_BYTES:
                 raise UserError(f"{path} unpacks to {info.file_size:,} bytes, which no picture of a digit takes")
             return archive.read(info)
         except UserError:
             raise
         except Exception as error:  # zipfile and what it unpacks with raise many kinds
             raise UserError(f"{path} cannot be unpacked ({first_line(error)}): unpack the archive") from error
+
+
+class _Packed:
+    """The same in a tar file, or in an archive in another: read at once, as going back costs reading it anew."""
+
+    def __init__(self, file: Path, members: list[str]) -> None:
+        self._file, self._members, self._lock = file, set(members), threading.Lock()
+        self._contents: dict[Path, bytes] = {}
+
+    def content(self, path: Path) -> bytes:
+        with self._lock:
+            if not self._contents:
+                self._contents = self._all()
+        return self._contents[path]
+
+    def _all(self) -> dict[Path, bytes]:
+        found, size = {}, 0
+        for member, content in contents_of(self._file, self._members, MOST_BYTES):
+            found[self._file / member], size = content, size + len(content)
+            if size > 16 * MOST_BYTES:
+                raise UserError(f"{self._file} holds over {16 * MOST_BYTES >> 20} MB of pictures: unpack it")
+        return found
 
 
 # ---------------------------------------------------------------------- one picture

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_lightning.data.digits import Digits, Part, classes_of, digits_of, fitted, kind_of
+from mnist_lightning.data.digits import ARRAYS, PICTURES, Digits, Part, classes_of, digits_of, fitted, kind_of
 from mnist_lightning.data.packed import Item, Unpacked, items_of, read_all, unpacked
 from mnist_lightning.data.pairs import PACKED, paired
 from mnist_lightning.errors import UserError
@@ -63,10 +63,12 @@ def recognise(root: Path, files: list[Path]) -> list[Part]:
 
 def _looked_at(path: Path) -> Iterable[_File]:
     """What the first bytes of a file tell, if it is IDX or is called so."""
-    if path.suffix.lower() in _OTHERS:
+    if path.suffix.lower() in PICTURES | ARRAYS:
         return
     for item in items_of(path):
         name = item.member or path.name
+        if Path(name).suffix.lower() in PICTURES | ARRAYS:
+            continue
         try:
             with unpacked(item) as source:
                 file = _header(item, source.file.read(4 + 4 * 4))
@@ -85,9 +87,6 @@ def _looked_at(path: Path) -> Iterable[_File]:
             yield _File(item, "labels" if re.search("label|idx1|lbl", name.lower()) else "images", problem=found)
 
 
-_OTHERS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npz", ".npy", ".pt", ".pth", ".mat"}
-
-
 def _header(item: Item, start: bytes) -> _File:
     """Type and shape, or none where these are not the first bytes of such a file."""
     nothing = _File(item, "")
@@ -102,14 +101,16 @@ def _header(item: Item, start: bytes) -> _File:
 
 
 def _without_copies(files: Iterable[_File]) -> Iterable[_File]:
-    """Of a file that lies there packed and plain, the plain one, which needs no memory."""
+    """Of a file that lies there packed and plain, the plain one, which needs no memory; of a file that was fetched
+    twice, as in `train-images (1).gz`, the first."""
     kept: dict[str, _File] = {}
     for file in files:
         name = PACKED.sub("", str(file.place))
         plain = not PACKED.search(str(file.place))
         if name not in kept or (plain and not file.problem) or (kept[name].problem and not file.problem):
             kept[name] = file
-    return kept.values()
+    firsts = {name: kept.get(re.sub(r" ?\(\d\)(?=\.|$)", "", name)) for name in kept}
+    return [file for name, file in kept.items() if (first := firsts[name]) in (None, file) or first.shape != file.shape]
 
 
 # ---------------------------------------------------------------------- from files to tensors

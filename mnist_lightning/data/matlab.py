@@ -4,15 +4,13 @@ Read here and not by scipy.io, which believes what a header announces and takes 
 """
 
 import math
-import os
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from mnist_lightning.data.digits import reading
+from mnist_lightning.data.packed import Item, unpacked
 from mnist_lightning.errors import UserError
 
 _MATRIX, _COMPRESSED = 14, 15
@@ -22,11 +20,14 @@ _DEEP, _MOST = 6, 10_000  # structs in structs; arrays in a file
 _RATIO, _SMALL = 100, 1 << 26  # what is over 64 MB and packs 100 times as well as its file is a trap
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Item) -> dict[str, np.ndarray]:
     """Arrays by their names, such as "dataset.train.images"; columns come first, as MATLAB has them."""
-    with reading(path) as file:
-        content = bytearray(os.fstat(file.fileno()).st_size)
-        file.readinto(content)  # type: ignore[attr-defined]
+    with unpacked(path) as source:
+        content = bytearray(0 if source.packing else source.size)
+        source.file.readinto(content)  # type: ignore[attr-defined]
+        while piece := source.file.read(1 << 20):
+            content += piece
+            source.check(len(content), f"{path} unpacks to over {len(content):,} bytes")
     if content[:10] == b"MATLAB 7.3" or content[512:516] == b"\x89HDF" or content[:4] == b"\x89HDF":
         raise UserError(f"{path} is a file of MATLAB 7.3: save it with -v7")
     if len(content) < 136 or content[126:128] not in (b"IM", b"MI"):

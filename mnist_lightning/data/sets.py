@@ -9,7 +9,7 @@ from mnist_lightning.errors import BadSetting
 SPLITS = ("train", "test", "val")
 _NOT_OF_THE_SET = re.compile(
     r"(?<![a-z])([xy]|images?|imgs?|labels?|lbls?|idx\d?|ubyte|int|csv|tsv|txt|gz|bz2|xz|zip|parquet|np[yz]|pth?|mat|\d+|of"
-    r"|raw|processed|data|set|folders?|training|train|trn|testing|test|tst|t10k|valid(ation)?|val|dev|eval)(?![a-z])"
+    r"|raw|processed|data|set|folders?|training|train|trn|tra|testing|test|tst|tes|t10k|valid(ation)?|val|dev|eval)(?![a-z])"
 )
 
 
@@ -61,12 +61,12 @@ def split_of(parts: list[Part]) -> tuple[dict[str, list[Part]], str]:
         larger, smaller = sorted(unknown, key=lambda part: -(part.count or 0))
         told = f"told apart by size, the larger, {larger.where.name}, to train on (else call them train and test)"
         return {"train": [larger], "test": [smaller]}, told
-    if not by_kind["train"] and by_kind["val"] and not test:
-        train, test = unknown, by_kind["val"]
-        unknown = []
+    if by_kind["train"] + unknown and by_kind["val"] and not test:
+        train, test = by_kind["train"], by_kind["val"]
     if train + unknown and test:
         val = ", those for validation with the training images" if by_kind["val"] and by_kind["val"] != test else ""
-        return {"train": train + unknown, "test": test}, f"train and test by their names{val}"
+        told = "those for validation to test on" if test == by_kind["val"] else f"train and test by their names{val}"
+        return {"train": train + unknown, "test": test}, told
     if test:
         return {"test": test}, "test"
     return {"train": train + unknown}, "only one split, of which a sixth, drawn by a fixed seed, is held out to test on"

@@ -17,7 +17,11 @@ from mnist_lightning.data.sets import chosen_set, paired_sets, set_name, split_o
 from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.files import is_device
 
-TAKES = "IDX files (plain, gzip, zip), EMNIST's, .npz, .npy, .pt, .mat, CSV, TSV and text, Parquet, folders of pictures"
+TAKES = "IDX files, EMNIST's, .npz, .npy, .pt, .mat, CSV, TSV and text, Parquet, folders of pictures, also in archives"
+LABELS = (
+    "they are taken from folders named after the classes, from pictures' names such as 7_0012.png or a table of names "
+    "and labels beside them, from a column of a table, and from an array of labels as long as that of the images"
+)
 SPLIT_SEED = 0  # which images of one split are held out to test on
 _DEPTH, _MOST_FILES = 5, 2_000_000
 
@@ -33,8 +37,14 @@ def files_under(root: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed ({error.strerror}): check its permissions") from error
 
+    seen: set[tuple[int, int]] = set()
     for folder, inner, names in os.walk(root, onerror=refuse, followlinks=True):
         here = Path(folder)
+        one = ((status := here.stat()).st_dev, status.st_ino)
+        if one in seen:  # by a link
+            inner[:] = []
+            continue
+        seen.add(one)
         deep = len(here.parts) - len(root.parts) + 1 >= _DEPTH
         inner[:] = [] if deep else sorted(name for name in inner if not name.startswith((".", "__")))
         files += [here / name for name in sorted(names) if not name.startswith(".")]
@@ -205,7 +215,11 @@ def saw(root: Path) -> str:
     unlabelled = [part for part in _parts(root, files) if not part.labelled]
     if unlabelled:
         unlabelled[0].read()  # what is wrong with it, if anything is
-        return f"{unlabelled[0].where} ({unlabelled[0].form}) holds images without labels: put the labels beside it"
+        return f"{unlabelled[0].where} ({unlabelled[0].form}) holds images without labels: {LABELS}"
+    if pickled := next((path for path in files if re.search(r"\.(pkl|pickle|pck)\b", path.name.lower())), None):
+        return f"{pickled} is pickled, which could run code and is not read: save the arrays with numpy.savez"
+    if not root.exists():
+        return f"there is no {root}: give the folder or the file of the digits with --data.root"
     names = [str(path.relative_to(root)) if path != root else path.name for path in files]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8:,} more files" if len(names) > 8 else "")
     return f"{root} holds {shown or 'nothing'}, in which no digits are recognised: taken are {TAKES}"

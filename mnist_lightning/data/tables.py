@@ -8,24 +8,28 @@ import numpy as np
 import torch
 
 from mnist_lightning.data.columns import Layout, layout_of
-from mnist_lightning.data.delimited import Lines, bare, pieces, refuse, values_of
-from mnist_lightning.data.digits import SIDE, Digits, Part, digits_of, fitted, kind_of, scaling
+from mnist_lightning.data.delimited import UTF16, Lines, bare, pieces, refuse, values_of
+from mnist_lightning.data.digits import ARRAYS, PICTURES, SIDE, Digits, Part, digits_of, fitted, kind_of, scaling
 from mnist_lightning.data.packed import Item, Unpacked, items_of, unpacked
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import whole_file
 
 Scale = tuple[float, float]  # what is added to a pixel, and what it is then multiplied with
-# Files of pictures and of arrays, which are no tables; all others are looked into
-OTHERS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npz", ".npy", ".pt", ".pth", ".mat"}
 
 
 def recognise(root: Path, files: list[Path], label: str = "auto") -> list[Part]:
     """The tables of pixels among `files`. `label`: auto, first, last, none, or the name of a column."""
-    return [part for file in files if file.suffix.lower() not in OTHERS for part in _parts(root, file, label)]
+    return [part for file in files if _may_be(file.name) for part in _parts(root, file, label)]
+
+
+def _may_be(name: str) -> bool:
+    return Path(name).suffix.lower() not in PICTURES | ARRAYS
 
 
 def _parts(root: Path, file: Path, label: str) -> Iterator[Part]:
     for item in items_of(file):
+        if not _may_be(item.member):
+            continue
         where = file / item.member  # as if it were unpacked
         try:
             layout = _layout(item, label)
@@ -47,7 +51,10 @@ def _layout(item: Item, label: str) -> Layout | None:
 def _later(source: Unpacked) -> list[bytes]:
     """Some lines from all over a file, if it is a large one that is not packed."""
     lines: list[bytes] = []
-    for eighth in range(1, 8) if source.size > 1 << 20 and not source.packing else ():
+    if source.size <= 1 << 20 or source.packing:
+        return lines
+    source.file.seek(0)
+    for eighth in range(1, 8) if source.file.read(2) not in UTF16 else ():
         source.file.seek(source.size * eighth // 8)
         lines += source.file.read(1 << 15).split(b"\n")[1:-1]
     return lines
@@ -70,8 +77,9 @@ def _read_as(scale: Scale | None, item: Item, layout: Layout) -> tuple:
     """Images, labels, the scale that made the pixels (given, or that of the first lines), and the right one."""
     pixels, labels, low, high = bytearray(), [], np.inf, -np.inf
     for lines, values, names in _blocks(item, layout):
-        block = values[:, layout.pixels[0] : layout.pixels[-1] + 1]
-        block = block if len(layout.pixels) == block.shape[1] else values[:, layout.pixels]
+        first, last = layout.pixels[0], layout.pixels[-1]
+        in_a_row = layout.pixels == list(range(first, last + 1))
+        block = values[:, first : last + 1] if in_a_row else values[:, layout.pixels]
         low, high = min(low, float(block.min())), max(high, float(block.max()))
         try:
             right = scaling(low, high, np.dtype(float), layout.size[0], item)

@@ -22,8 +22,13 @@ ENDINGS = {".csv": "csv", ".npz": "npz", ".parquet": "parquet", ".txt": "text", 
 
 
 def form_of(output: Path) -> str:
-    """The form that a file's name asks for."""
-    return ENDINGS.get(output.suffix.lower(), "text")
+    """The form that a file's name asks for; text, where it has no ending."""
+    ending = output.suffix.lower()
+    if ending and ending not in ENDINGS:
+        raise BadSetting(
+            f"--output {output}: {ending} is no form that is written; there are {', '.join(ENDINGS)}, and --form"
+        )
+    return ENDINGS.get(ending, "text")
 
 
 def write(digits: Digits, split: str, output: Path, form: str) -> None:

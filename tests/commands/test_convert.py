@@ -30,6 +30,17 @@ def test_convert_and_back(fit, cli, tiny_mnist: Path):
     assert len([line for line in Path("few.txt").read_text().splitlines() if line[0] != "#"]) == 7
 
 
+def test_an_ending_that_no_form_has(cli, tiny_mnist: Path):
+    for name in ("x.gif", "x.json"):
+        result = cli("convert", "--data.root", tiny_mnist, "--output", name)
+        assert result.status == 2
+        assert f"--output {name}: {name[1:]} is no form that is written; there are .csv, .npz" in one_line(result)
+        assert not Path(name).exists()
+    assert cli("convert", "--data.root", tiny_mnist, "--output", "x.gif", "--form", "npz").status == 0
+    assert cli("convert", "--data.root", tiny_mnist, "--output", "x").status == 0
+    assert Path("x").read_bytes().startswith(b"# 300 digits")
+
+
 def read_again(root: Path, form: str, split: str) -> Digits:
     """What was written there, by its own reader."""
     if form == "idx":

@@ -14,7 +14,8 @@ from PIL import Image
 
 from mnist_lightning.data import cache, folders, png
 from mnist_lightning.data.digits import fitted
-from mnist_lightning.data.folders import class_names, recognise
+from mnist_lightning.data.folders import recognise
+from mnist_lightning.data.labels import class_names
 from mnist_lightning.errors import UserError
 
 
@@ -108,7 +109,9 @@ def test_names_of_classes(tmp_path: Path):
     assert part.read().labels.tolist() == [1, 0, 1]
     assert class_names(["class_3", "class_10"]) == ["3", "10"]
     assert class_names(["3", "10"]) == ["3", "10"]
+    assert class_names(["3 (2)", "10 (2)"]) == ["3", "10"]
     assert class_names(["a1", "b2"]) == ["a1", "b2"]
+    assert class_names(["1a", "2b"]) == ["1a", "2b"]
     put(tmp_path / "n", some(3), ["digit-2", "digit-10", "digit-2"])
     (part,) = parts(tmp_path / "n")
     assert part.read().names == ("2", "10")

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mnist_lightning.data import sources
 from mnist_lightning.data.download import download
 from mnist_lightning.data.sources import TAKES, Digits, find
 from mnist_lightning.data.sources import read as read_idx
@@ -91,6 +93,39 @@ def test_idx_values(tmp_path, gz):
     assert same(test, some(3, seed=1))
     assert train.images.dtype == train.labels.dtype == torch.uint8
     assert train.images.shape == (5, 28, 28)
+
+
+def test_a_download_that_lies_there_twice(tmp_path):
+    write_idx(tmp_path, gz=True)
+    for path in list(tmp_path.iterdir()):
+        shutil.copy(path, path.with_name(path.name.replace(".gz", " (1).gz")))
+    assert same(read_idx(tmp_path, "train"), some(5))
+    assert same(read_idx(tmp_path, "test"), some(3, seed=1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links take a right there")
+def test_links_in_a_circle(tmp_path):
+    write_idx(tmp_path / "mnist", gz=True)
+    (tmp_path / "mnist" / "up").symlink_to("..")
+    (tmp_path / "again").symlink_to("mnist")
+    assert len(sources.files_under(tmp_path)) == 4
+    assert same(read_idx(tmp_path, "train"), some(5))
+
+
+def test_images_to_validate_on_are_those_to_test_on_where_there_are_no_others(tmp_path):
+    write_idx(tmp_path, gz=True)
+    for path in tmp_path.glob("t10k*"):
+        path.rename(path.with_name(path.name.replace("t10k", "val")))
+    found = sources.find(tmp_path)
+    assert same(found.read("train"), some(5))
+    assert same(found.read("test"), some(3, seed=1))
+    assert found.told().endswith("10 classes; those for validation to test on")
+
+
+def test_what_is_pickled_is_not_read(tmp_path):
+    (tmp_path / "mnist.pkl.gz").write_bytes(gzip.compress(b"\x80\x04."))
+    assert "mnist.pkl.gz is pickled, which could run code and is not read" in sources.saw(tmp_path)
+    assert sources.saw(tmp_path / "none").startswith(f"there is no {tmp_path / 'none'}: give the folder")
 
 
 def test_idx_plain_wins_over_gz(tmp_path):

@@ -229,18 +229,47 @@ def test_packed(tmp_path: Path, pack):
 
 
 def test_what_is_no_table_of_pixels(tmp_path: Path):
-    images, labels = some(3)
     for name, content in {
         "sample_submission.csv": b"ImageId,Label\n1,0\n2,0\n",
         "metrics.csv": b"epoch,loss\n0,1.5\n1,0.7\n",
         "README.md": b"# MNIST\n\nSixty thousand digits, and ten thousand more.\n",
         "noise": random.Random(0).randbytes(100_000),
-        "utf16.csv": table(images, labels.tolist()).decode().encode("utf-16"),
+        "utf16.csv": b"\xff\xfe" + random.Random(1).randbytes(10_001),
         "empty": b"",
         "header.csv": ",".join(PIXELS).encode(),
     }.items():
         (tmp_path / name).write_bytes(content)
         assert recognise(tmp_path, [tmp_path / name]) == [], name
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16(tmp_path: Path, encoding: str):
+    images, labels = some(500)
+    content = "\ufeff".encode(encoding) + table(images, labels.tolist(), end="\r\n").decode().encode(encoding)
+    assert len(content) > 1 << 20
+    assert same(read(tmp_path / "train.csv", content), images, labels)
+    packed = read(tmp_path / "train.csv.gz", gzip.compress(content))
+    assert same(packed, images, labels)
+    assert "is damaged UTF-16 text" in message(read, tmp_path / "train.csv", content + b"\xd8" * 8 + b"\n\0")
+
+
+def test_columns_in_any_order(tmp_path: Path):
+    images, labels = some(50)
+    order = torch.randperm(784, generator=torch.Generator().manual_seed(0))
+    mixed = images.flatten(1)[:, order].view(-1, 28, 28)
+    for names in ([f"pixel{at}" for at in order], [f"px_{at + 1:03}" for at in order]):
+        content = table(mixed, labels.tolist(), header=["label", *names])
+        assert same(read(tmp_path / "train.csv", content), images, labels)
+    sides = [f"{at // 28}x{at % 28}" for at in order]  # which of the two counts rows, nobody knows
+    assert same(read(tmp_path / "train.csv", table(mixed, labels.tolist(), header=["label", *sides])), mixed, labels)
+
+
+def test_arff(tmp_path: Path):
+    images, labels = some(50)
+    head = "% MNIST\n@RELATION mnist\n\n" + "".join(f"@ATTRIBUTE pixel{at} real\n" for at in range(784))
+    head += "@ATTRIBUTE class {0,1,2,3,4,5,6,7,8,9}\n\n@DATA\n"
+    content = head.encode() + table(images, labels.tolist(), label=-1)
+    assert same(read(tmp_path / "mnist_784.arff", content), images, labels)
 
 
 # ---------------------------------------------------------------------- what is wrong is named

@@ -1,0 +1,69 @@
+"""Labels in the names of pictures and in tables beside them: exact, and none where a name says nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_lightning.data.labels import labels_of
+from mnist_lightning.data.sources import find, saw
+from mnist_lightning.errors import UserError
+
+LABELS = [at * 7 % 10 for at in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("form", "place"),
+    [
+        ("{label}_{at:04}", "first"),
+        ("{at}-{label}", "last"),
+        ("img_{at:04}_num{label}", "last"),
+        ("{word}.{at}", "first"),
+        ("scan {at} label={letter}", "last"),
+    ],
+)
+def test_in_names(form: str, place: str):
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    called = [{"label": label, "word": words[label], "letter": "ABCDEFGHIJ"[label]} for label in LABELS]
+    paths = [Path(f"{form.format(at=at, **names)}.png") for at, names in enumerate(called)]
+    found, told = labels_of(paths, [])
+    kind = next(kind for kind in ("label", "word", "letter") if f"{{{kind}}}" in form)
+    assert [found[path] for path in paths] == [str(names[kind]) for names in called]
+    assert told == f" (label {place} in their names)"
+
+
+@pytest.mark.parametrize("form", ["img_{at}", "{at:04}", "{label}_{at}_{label}", "IMG_2026{at:02}_1", "page{at}_{at}"])
+def test_names_that_say_nothing(form: str):
+    paths = [Path(f"{form.format(at=at, label=label)}.png") for at, label in enumerate(LABELS)]
+    assert labels_of(paths, []) == ({}, "")
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.tsv", "train/index.txt"])
+@pytest.mark.parametrize("header", [("filename", "label"), ("id", "digit"), None])
+def test_in_a_table(tmp_path: Path, name: str, header):
+    (tmp_path / "train").mkdir()
+    images = np.random.default_rng(0).integers(0, 100, (50, 28, 28), dtype=np.uint8)
+    for at, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "train" / f"{at:02}.png")
+    shown = "train/{:02}.png" if header != ("id", "digit") else "{:02}"
+    rows = [header] if header else []
+    rows += [(shown.format(at), str(label)) for at, label in enumerate(LABELS)]
+    sign = "," if name.endswith("csv") else "\t"
+    (tmp_path / name).write_text("".join(sign.join(row) + "\n" for row in rows), encoding="utf-8")
+    found = find(tmp_path)
+    (part,) = found.parts["train"]
+    assert part.form == f"PNG files (labels in {Path(name).name})"
+    digits = part.read()
+    assert digits.labels.tolist() == LABELS
+    assert np.array_equal(digits.images, images)
+    (tmp_path / name).write_text("".join(sign.join(row) + "\n" for row in rows[:-1]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"train.49\.png has no label in the table beside it: add it"):
+        find(tmp_path).read("train")
+
+
+def test_pictures_without_labels(tmp_path: Path):
+    for at in range(50):
+        Image.new("L", (28, 28)).save(tmp_path / f"img_{at}.png")
+    assert find(tmp_path) is None
+    assert "from pictures' names such as 7_0012.png or a table of names and labels beside them" in saw(tmp_path)
