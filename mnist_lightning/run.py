@@ -20,6 +20,10 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+try:
+    import msvcrt
+except ImportError:  # all but Windows
+    msvcrt = None  # type: ignore[assignment]
 
 TRAINED = re.compile(r"^# last trained (\S+)$", re.MULTILINE)  # a line of config.yaml, which travels with the run
 
@@ -149,14 +153,17 @@ class Run:
 
         Waits so many seconds for another one: it may have been told to stop, and still be writing.
         """
-        if fcntl is None:
+        if fcntl is None and msvcrt is None:
             return
-        self._held = os.open(self.folder, os.O_RDONLY)
+        # Windows opens no folders, and locks bytes of files
+        self._held = os.open(self.folder, os.O_RDONLY) if fcntl else os.open(self._lock, os.O_RDWR | os.O_CREAT)
         deadline = time.monotonic() + patience
         while True:
             try:
-                return fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                if fcntl:
+                    return fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return msvcrt.locking(self._held, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, no-any-return]
+            except (BlockingIOError, PermissionError):
                 if time.monotonic() > deadline:
                     self.release()
                     raise UserError(
@@ -166,11 +173,18 @@ class Run:
             except OSError:  # a file system without locks
                 return None
 
+    @property
+    def _lock(self) -> Path:
+        """The file that is locked where folders cannot be."""
+        return self.folder / ".lock"
+
     def release(self) -> None:
         """Lets others write to the run."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
+            with suppress(OSError):  # others have it open
+                self._lock.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ its checkpoints
 

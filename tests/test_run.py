@@ -241,6 +241,24 @@ def test_one_at_a_time(tmp_path):
     other.release()
 
 
+def test_one_at_a_time_on_windows(tmp_path, monkeypatch):
+    """Where no folder can be opened, a byte of a file is locked, as msvcrt does it."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def locking(descriptor: int, mode: int, count: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PermissionError(13, "Permission denied") from None
+
+    monkeypatch.setattr("mnist_lightning.run.fcntl", None)
+    monkeypatch.setattr("mnist_lightning.run.msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
+    test_one_at_a_time(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("mnist_lightning.run.msvcrt", None)
+    Run(tmp_path).hold()
+
+
 def test_one_that_is_about_to_end_is_waited_for(tmp_path):
     run, other = Run(tmp_path), Run(tmp_path)
     run.hold()

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mnist_lightning.data import parquet, photo, png, sources, tables
+from mnist_lightning.data import arrays, idx, parquet, photo, png, tables
 from mnist_lightning.data.digits import Part
 from mnist_lightning.data.photo import Seen
+from mnist_lightning.data.sources import is_dark_on_light
 from mnist_lightning.errors import UserError, first_line
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "ICO", "HEIF", "AVIF")  # none of programs
@@ -25,7 +26,7 @@ ENDINGS = re.compile(r"\.(png|jpe?g|jpe|jfif|webp|bmp|dib|tiff?|gif|hei[cf]|hif|
 MOST_BYTES, MOST_PIXELS = 256 << 20, 100_000_000  # of a file; of a picture, but for JPEG, of which a part is decoded
 STDIN = ("-", "/dev/stdin")
 _PIPES = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+")  # what a shell makes of <(command)
-READERS = getattr(sources, "READERS", (tables.recognise, parquet.recognise))
+READERS = (idx.recognise, arrays.recognise, tables.recognise, parquet.recognise)
 Sight = tuple[str, Seen | str]  # what a picture is called, and what is seen on it, or why nothing can be
 
 
@@ -190,7 +191,8 @@ def _parts(path: Path) -> list[Part]:
 def _of_data(name: str) -> Iterator[Sight]:
     number = 0
     for part in _parts(Path(name)):
-        for image in part.read().images:
+        images = part.read().images
+        for image in 255 - images if is_dark_on_light(images) else images:
             number += 1
             yield f"{name}#{number}", Seen("ok", image, (image,))
 

@@ -1,6 +1,7 @@
 """`predict FILE…`: each picture is told as what it is, and none keeps the others from being read."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -265,6 +266,24 @@ def test_files_of_data_and_kaggles_form(cli):
     Path("broken.csv").write_text(f"{header}\n1,2,x\n")
     result = cli("predict", "broken.csv", *SHIPPED)
     assert (result.status, result.err.count("\n")) == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["test.csv", "test.npz", "t10k-images-idx3-ubyte.gz", "test.npy"])
+def test_files_of_data_in_any_form_and_dark_on_light(cli, name: str):
+    images, _ = synthetic_digits(30, seed=7)
+    best = Predictor()(images).argmax(1).tolist()
+    for pixels in (images.numpy(), 255 - images.numpy()):
+        if name.endswith("csv"):
+            Path(name).write_text("".join(",".join(map(str, row)) + "\n" for row in pixels.reshape(30, -1).tolist()))
+        elif name.endswith("npz"):
+            np.savez(name, x_test=pixels)
+        elif name.endswith("npy"):
+            np.save(name, pixels)
+        else:
+            Path(name).write_bytes(gzip.compress(struct.pack(">4I", 0x803, *pixels.shape) + pixels.tobytes()))
+        result = cli("predict", name, "--csv", *SHIPPED)
+        assert (result.status, result.err) == (0, "")
+        assert result.out == "".join(["ImageId,Label\n", *(f"{row},{digit}\n" for row, digit in enumerate(best, 1))])
 
 
 def test_what_the_network_saw(cli):
