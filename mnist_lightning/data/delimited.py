@@ -25,10 +25,8 @@ class Lines(NamedTuple):
 
 def pieces(file: BinaryIO, where: object) -> Iterator[Lines]:
     """The lines of a file, some megabytes at a time."""
-    if file.peek(2).startswith(UTF16):  # type: ignore[attr-defined]
-        file = codecs.EncodedFile(file, "utf-8", "utf-16")  # type: ignore[assignment]
     number, rest = 1, b""
-    while piece := _piece(file, where):
+    for piece in _utf8(file, where):
         text = rest + piece if rest or number > 1 else piece.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
         end = text.rfind(b"\n") + 1
         if len(text) - end > LONGEST_LINE:
@@ -43,11 +41,15 @@ def pieces(file: BinaryIO, where: object) -> Iterator[Lines]:
         yield Lines(rest.removesuffix(b"\r") + b"\n", range(number, number + 1))
 
 
-def _piece(file: BinaryIO, where: object) -> bytes:
-    try:
-        return file.read(PIECE)
-    except UnicodeError as error:
-        raise UserError(f"{where} is damaged UTF-16 text ({error}): save it as UTF-8") from error
+def _utf8(file: BinaryIO, where: object) -> Iterator[bytes]:
+    """The pieces of a file; of one in UTF-16, as spreadsheets save it, in UTF-8."""
+    is_utf16 = file.peek(2).startswith(UTF16)  # type: ignore[attr-defined]
+    decoder = codecs.getincrementaldecoder("utf-16")() if is_utf16 else None
+    while piece := file.read(PIECE):
+        try:
+            yield decoder.decode(piece).encode() if decoder else piece
+        except UnicodeError as error:
+            raise UserError(f"{where} is damaged UTF-16 text ({error}): save it as UTF-8") from error
 
 
 def cells_of(line: bytes, separator: bytes) -> list[bytes]:

@@ -46,9 +46,9 @@ def recognise(root: Path, files: list[Path], keep: bool = True) -> list[Part]:
     for file in others:
         if file.suffix.lower() not in ARRAYS:
             inside, _ = pictures_among([file / item.member for item in items_of(file)])
-            members = [path.relative_to(file).as_posix() for path in inside]
-            packed = _Zip(file) if _is_zip(file, members) else _Packed(file, members)
-            parts += _parts(root, inside, packed.content, keep=False)
+            if members := [path.relative_to(file).as_posix() for path in inside]:
+                packed = _Zip(file) if _is_zip(file, members) else _Packed(file, members)
+                parts += _parts(root, inside, packed.content, keep=False)
     return parts
 
 

@@ -527,7 +527,8 @@ def test_download_refuses_a_wrong_checksum(mirror, tmp_path, monkeypatch):
     write_idx(served, gz=True)  # the right names, but not MNIST
     monkeypatch.setattr(torchvision, "mirrors", [url])
     assert message(download, tmp_path / "data") == (
-        f"MNIST could not be downloaded ({url}: wrong checksum of {NAMES[0]}.gz): put the four files into "
+        f"there is no {tmp_path / 'data'}, and MNIST could not be downloaded "
+        f"({url}: wrong checksum of {NAMES[0]}.gz): put the four files into "
         f"{tmp_path / 'data'}, or set --data.root to a folder that holds them"
     )
     assert empty(tmp_path / "data")
