@@ -64,13 +64,13 @@ def _parts(root: Path, pictures: list[Path], content: Content, keep: bool, files
     may be in their names, or in a table among `files`."""
     lies_in: dict[str, list[Path]] = defaultdict(list)
     for path in pictures:
-        folder, name = os.path.split(path)
+        parent, name = os.path.split(path)
         if not name.startswith("."):
-            lies_in[folder].append(path)
+            lies_in[parent].append(path)
     folders: dict[Path, dict[Path, list[Path]]] = defaultdict(dict)
-    for folder, inside in ((Path(name), inside) for name, inside in lies_in.items()):
+    for folder, paths in ((Path(name), paths) for name, paths in lies_in.items()):
         if not any(name.startswith((".", "__MACOSX")) for name in folder.parts[len(root.parts) :]):
-            folders[folder.parent][folder] = inside
+            folders[folder.parent][folder] = paths
     known = {folder.name for classes in folders.values() if len(classes) > 1 for folder in classes}
     parts, bare = [], []
     for place, classes in folders.items():
