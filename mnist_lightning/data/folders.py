@@ -199,10 +199,11 @@ class _Packed:
 
     def _all(self) -> dict[Path, bytes]:
         found, size = {}, 0
+        most = min(16 * MOST_BYTES, max(MOST_BYTES, 100 * self._file.stat().st_size))
         for member, content in contents_of(self._file, self._members, MOST_BYTES):
             found[self._file / member], size = content, size + len(content)
-            if size > 16 * MOST_BYTES:
-                raise UserError(f"{self._file} holds over {16 * MOST_BYTES >> 20} MB of pictures: unpack it")
+            if size > most:
+                raise UserError(f"{self._file} holds over {most >> 20} MB of pictures: unpack it")
         return found
 
 

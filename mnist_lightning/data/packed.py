@@ -78,12 +78,14 @@ def items_of(path: Path) -> list[Item]:
 
 
 def contents_of(path: Path, members: Container[str], most: int) -> Iterator[tuple[str, bytes]]:
-    """Name and content of what is in an archive, in its order, which costs least; of each one byte over `most`."""
+    """Name and content of what is in an archive, in its order, which costs least; each of `most` bytes at most."""
     with unpacked(Item(path)) as source, ExitStack() as stack:
         for name, entry in _walk(source, stack):
             if name in members:
+                if entry.whole > most:
+                    raise UserError(f"{path}, {name} announces {entry.whole:,} bytes, over {most:,}: unpack it")
                 with entry.open() as file:
-                    yield name, file.read(most + 1)
+                    yield name, file.read()
 
 
 @contextmanager
@@ -166,7 +168,7 @@ def _entries(source: Unpacked) -> Iterator[_Entry]:
     if start[: len(_ZIP)] == _ZIP:
         archive = zipfile.ZipFile(source.file)
         for info in archive.infolist():
-            if not info.is_dir():
+            if info.filename[-1:] not in ("", "/"):  # a folder, or damaged
                 yield _Entry(info.filename, info.compress_size, info.file_size, "zip", partial(archive.open, info))
     elif start[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
         tar = tarfile.open(fileobj=source.file, mode="r:")  # noqa: SIM115  # closed with the file

@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import random
+import tarfile
 import time
 import tracemalloc
 import zipfile
@@ -98,6 +99,17 @@ def a_mat(rng: random.Random) -> bytes:
     return file.getvalue()
 
 
+def tarred(rng: random.Random) -> bytes:
+    """The same in a tar file, packed or not."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive(rng))) as files, tarfile.open(fileobj=out, mode="w") as tar:
+        for info in files.infolist():
+            member = tarfile.TarInfo(info.filename)
+            member.size = info.file_size
+            tar.addfile(member, io.BytesIO(files.read(info)))
+    return gzip.compress(out.getvalue(), mtime=0) if rng.random() < 0.2 else out.getvalue()
+
+
 # name of the file that is mutated (beside whole ones, where it is a picture), how it is made, what reads it
 FORMS = {
     "table": ("train.csv", a_table, tables),
@@ -106,6 +118,8 @@ FORMS = {
     "gzip": ("train.csv.gz", lambda rng: gzip.compress(a_table(rng), mtime=0), tables),
     "zip of tables": ("train.zip", archive, tables),
     "zip of pictures": ("train.zip", archive, folders),
+    "tar of tables": ("train.tar", tarred, tables),
+    "tar of pictures": ("train.tar", tarred, folders),
     "png": ("0/a.png", lambda rng: a_picture(rng, "PNG"), folders),
     "jpeg": ("0/a.jpg", lambda rng: a_picture(rng, "JPEG"), folders),
     "gif": ("0/a.gif", lambda rng: a_picture(rng, "GIF"), folders),
