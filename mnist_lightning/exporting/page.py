@@ -66,6 +66,8 @@ def packed(weights: Tensor) -> bytes:
 
 def described(predictor: Predictor) -> tuple[list[dict[str, Any]], Tensor]:
     """The layers of the network as the page's script takes them, and all of their weights one after the other."""
+    if predictor.members:
+        raise UserError(f"{predictor.origin} is no one network: give the checkpoint of one, as {predictor.file}")
     network = getattr(predictor.model, "net", None)
     if not isinstance(network, Network):
         raise UserError(f"{predictor.file}: a page is made of an MLP or a CNN only; export it to .onnx")
@@ -86,7 +88,7 @@ def described(predictor: Predictor) -> tuple[list[dict[str, Any]], Tensor]:
         elif isinstance(layer, nn.Linear):
             bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
             layers.append({"kind": "linear", "out": layer.out_features, "at": keep(layer.weight, bias)})
-        elif isinstance(layer, nn.BatchNorm2d):
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             state: Any = layer
             factor = state.weight / torch.sqrt(state.running_var + layer.eps)
             layers.append({"kind": "scale", "at": keep(factor, state.bias - state.running_mean * factor)})

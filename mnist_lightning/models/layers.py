@@ -110,13 +110,14 @@ def activation_layer(name: str, flag: str = "--model.activation") -> nn.Module:
 
 
 def fully_connected(
-    width: int, hidden: list[int], classes: int, dropout: float | list[float], activation: str
+    width: int, hidden: list[int], classes: int, dropout: float | list[float], activation: str, norm: bool = False
 ) -> list[nn.Module]:
-    """Layers from [n, width] over the hidden widths to [n, classes]."""
+    """Layers from [n, width] over the hidden widths to [n, classes]; with `norm` batch normalisation before each
+    activation."""
     layers: list[nn.Module] = []
     drops = per_layer(dropout, len(hidden), "dropout")
     for size, drop in zip(per_layer(hidden, len(hidden), "hidden"), drops, strict=True):
-        layers += [Linear(width, size), activation_layer(activation)]
+        layers += [Linear(width, size), *[nn.BatchNorm1d(size)] * norm, activation_layer(activation)]
         if drop:
             layers.append(Dropout(drop))
         width = size

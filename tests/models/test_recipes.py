@@ -119,7 +119,7 @@ def test_every_recipe_parses_builds_and_is_explicit(file: Path):
     assert file.suffix == ".yaml"
     assert config.data.settings["source"] == "mnist"  # never synthetic digits in silence
     model = built(config)
-    assert model(model.example_input_array).shape == (1, 10)
+    assert model.eval()(model.example_input_array).shape == (1, 10)
 
 
 @pytest.mark.parametrize("name", ARTICLES)
