@@ -25,6 +25,7 @@ USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-d
   python -m mnist_lightning fit                                    train a CNN, test it, keep it in checkpoints/cnn
   python -m mnist_lightning fit --config simple_mlp                train a recipe, or the settings of any YAML file
   python -m mnist_lightning fit --ckpt_path last                   go on with the newest run
+  python -m mnist_lightning fit --seeds 3                          several networks in a run, whose mean is used
   python -m mnist_lightning test                                   test the newest run, or --run NAME
   python -m mnist_lightning validate                               likewise on its validation images
   python -m mnist_lightning predict FILE…                          read digits in pictures; without files a table

@@ -1,8 +1,9 @@
 """Predictor: a checkpoint, a run, the shipped weights or an .onnx file -> images in, probabilities out."""
 
+import copy
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,17 @@ class Predictor:
     """Reads digits: images uint8 [N, 28, 28], bright on black, -> probabilities float32 [N, classes].
 
     Args:
-        source: A checkpoint or .onnx file, a run's folder, or its name in checkpoints/; None: the shipped weights.
+        source: A checkpoint or .onnx file, a run's folder, or its name in checkpoints/; None: the shipped weights. Of
+            a run of several networks it is the mean of their probabilities.
         model: The module that the checkpoint's weights go into, for one that is not of this project.
 
     Attributes:
         names: What each class is called.
         origin: What this is, in a line.
         normalize: Mean and standard deviation of a pixel in [0, 1], from the checkpoint.
-        model: The module on the CPU, in evaluation mode; None of an .onnx file.
+        model: The module on the CPU, in evaluation mode; None of an .onnx file, and of several networks.
+        members: The several networks, each by itself.
+        file: Where it was read from; of several networks the first's.
 
     Raises UserError for a file that is missing, damaged or foreign, or without the package that reads it.
     """
@@ -45,10 +49,12 @@ class Predictor:
     origin: str
     normalize: tuple[float, float]
     model: nn.Module | None = None
+    members: tuple["Predictor", ...] = ()
 
     def __init__(self, source: str | Path | None = None, model: nn.Module | None = None) -> None:
         self.file = _file(source)
-        load = self._load_onnx if self.file.suffix == ".onnx" else self._load_checkpoint
+        several, is_onnx = self.file.is_dir(), self.file.suffix == ".onnx"
+        load = self._load_members if several else self._load_onnx if is_onnx else self._load_checkpoint
         found, names = load(model)
         self.temperature = float(found.get("temperature", 1.0))
         self.least_probability = float(found.get("least_probability", LEAST_PROBABILITY))
@@ -103,6 +109,20 @@ class Predictor:
         load_weights(model, checkpoint, self.file)
         return model
 
+    # ------------------------------------------------------------------ several networks
+
+    def _load_members(self, model: nn.Module | None) -> tuple[Mapping[str, Any], Any]:
+        folder, runs = self.file, [run for run in Run(self.file).members() if any(run.folder.glob("*.ckpt"))]
+        self.members = members = tuple(Predictor(run.folder, copy.deepcopy(model)) for run in runs)
+        check_alike(members)
+
+        def rows(images: Tensor) -> Tensor:
+            return torch.stack([member(images) for member in members]).mean(0).clamp_min(1e-30).log()
+
+        self._rows, self.normalize, self.file = rows, (0.0, 1.0), members[0].file
+        self.origin = f"{folder} (the mean of {len(members)} networks)"
+        return {}, members[0].names
+
     # ------------------------------------------------------------------ an .onnx file
 
     def _load_onnx(self, model: nn.Module | None) -> tuple[Mapping[str, Any], Any]:
@@ -138,7 +158,9 @@ def chosen(root: Path, run: str | None = None, ckpt_path: str | None = None) -> 
     if ckpt_path == PRETRAINED or not (named or Run.all(root)):
         predictor, hint = Predictor(), "" if named else "; there is no run yet, fit makes one"
     else:
-        predictor = Predictor(run_and_file(root, run, None, ckpt_path)[1])
+        meant = Run.named(root, run) if run else None if ckpt_path else Run.newest(root)
+        several = ckpt_path is None and meant is not None and meant.members()
+        predictor = Predictor(meant.folder if meant and several else run_and_file(root, run, None, ckpt_path)[1])
         hint = "" if named else f"; --ckpt_path {PRETRAINED} takes the shipped weights"
     if is_first_process():
         print(f"mnist_lightning: with {predictor.origin}{hint}", file=sys.stderr)
@@ -160,7 +182,18 @@ def _file(source: str | Path | None) -> Path:
     if path.is_file() or path.suffix in (".ckpt", ".onnx", ".pt", ".pth"):
         return path
     run = Run(path) if path.is_dir() else Run.named(Path("checkpoints"), str(source))
+    if any(any(member.folder.glob("*.ckpt")) for member in run.members()):
+        return run.folder
     return run.checkpoint("best" if run.best.exists() else "last")
+
+
+def check_alike(predictors: Sequence[Predictor]) -> None:
+    """Raises UserError unless all know the same classes."""
+    first, *others = predictors
+    for other in others:
+        if other.names != first.names:
+            one, two = (f"{it.file} has {it.classes} classes ({', '.join(it.names[:3])}, …)" for it in (first, other))
+            raise UserError(f"{one}, {two}: average networks of the same classes")
 
 
 def _is_normalization(entry: Any) -> bool:

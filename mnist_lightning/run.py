@@ -25,6 +25,7 @@ try:
 except ImportError:  # all but Windows
     msvcrt = None  # type: ignore[assignment]
 
+MEMBER = re.compile(r"(seed|fold)-(\d+)")  # what `fit --seeds` and `--folds` call the runs inside a run
 TRAINED = re.compile(r"^# last trained (\S+)$", re.MULTILINE)  # a line of config.yaml, which travels with the run
 
 
@@ -76,7 +77,8 @@ class Run:
             raise UserError(
                 f"no run folder can be made in {root}: {error.strerror}; see --trainer.default_root_dir"
             ) from error
-        if any(name.endswith(".ckpt") for name in there) or (there and run.config.name not in there):
+        taken = any(name.endswith(".ckpt") or MEMBER.fullmatch(name) for name in there)
+        if taken or (there and run.config.name not in there):
             run.release()
             raise UserError(
                 f"the run {run} is there already: continue it with {run.words('last')}, or choose another --run"
@@ -86,6 +88,12 @@ class Run:
     def is_there(self) -> bool:
         """Whether it has settings or a checkpoint: of a copied run either may be missing."""
         return any(file.exists() for file in (self.config, self.last, self.previous, self.best))
+
+    def members(self) -> list[Self]:
+        """The runs inside it, where it is one of several networks; by their numbers."""
+        found = [(match, folder) for folder in self.folder.glob("*-*/") if (match := MEMBER.fullmatch(folder.name))]
+        runs = [type(self)(folder) for match, folder in sorted(found, key=lambda one: int(one[0][2]))]
+        return [run for run in runs if run.is_there()] if self.config.exists() else []
 
     @classmethod
     def all(cls, root: Path) -> list[Self]:
@@ -193,6 +201,11 @@ class Run:
 
         `last` is the good one that is furthest on, by what is in the files: a copy's times say nothing.
         """
+        if members := self.members():
+            raise UserError(
+                f"{self} holds {len(members)} networks: name one, as with --run {shlex.quote(members[0].name)} "
+                f"--trainer.default_root_dir {shlex.quote(str(self))}"
+            )
         if which == "best":
             if not self.best.exists():
                 raise UserError(

@@ -23,6 +23,8 @@ CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 # The least and the most that a number may be. Lightning looks at its own too late, or never.
 RANGES = {
     "seed": (0, 2**32 - 1),
+    "seeds": (1, None),
+    "folds": (2, None),
     "checkpoint.every_n_seconds": (0, None),
     "checkpoint.every_n_steps": (1, None),
     "trainer.accumulate_grad_batches": (1, None),
@@ -169,12 +171,19 @@ def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
         add("--run", type=str | None, default=None, help="Name of the run: its folder's name.")
         add("--ckpt_path", type=str | None, default=None, help="last, best, or a checkpoint file.")
     add("--debug", type=bool, default=False, help="Show the traceback of an error.")
+    if command == "test":
+        shifts = "shifts: also the mean of five readings of each image, moved by a pixel each way."
+        add("--tta", type=Literal["none", "shifts"], default="none", help=shifts)
     if command == "fit":
         weights = "A run or checkpoint whose weights a new training starts from; layers of another shape are fresh."
         add("--init_from", type=str | None, default=None, help=weights)
         frozen = "Layers or parameters that are not trained, several names or patterns, e.g. 'net.0*'."
         add("--freeze", type=list[str] | str | None, default=None, help=frozen)
         add("--seed", type=int, default=0, help="Seed of weights, order and dropout.")
+        members = "Train so many networks one after the other, from --seed on; test averages them."
+        add("--seeds", type=int | None, default=None, help=members)
+        folds = "Train so many networks, each validated on another share of the training images."
+        add("--folds", type=int | None, default=None, help=folds)
         seconds = "Write last.ckpt this often inside an epoch; it is written at each epoch's end anyway."
         add("--checkpoint.every_n_seconds", type=float | None, default=30.0, help=seconds)
         steps = "Write last.ckpt after so many optimizer steps, too."

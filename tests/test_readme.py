@@ -50,7 +50,7 @@ def blocks(language: str) -> list[Block]:
 
 def cases(language: str) -> list[Any]:
     """Those that take long are marked so."""
-    long = [pytest.mark.slow], ("torchrun", "WandbLogger", "MLFlowLogger")
+    long = [pytest.mark.slow], ("torchrun", "WandbLogger", "MLFlowLogger", "--seeds")
     marks = [long[0] * any(word in block.text for word in long[1]) for block in blocks(language)]
     return [pytest.param(block, marks=mark, id=block.name) for block, mark in zip(blocks(language), marks, strict=True)]
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mnist_lightning import __version__
-from mnist_lightning.commands.average import average, parted
+from mnist_lightning.commands.average import average, average_of, parted
 from mnist_lightning.console import console, say
 from mnist_lightning.data.loader import TensorLoader
 from mnist_lightning.data.module import MNISTDataModule
@@ -46,7 +46,10 @@ def command(stage: str, words: list[str], signals: Signals) -> None:
     if "help" in asked:
         parsed(stage, asked)
     recipe = next((file for name, file in pairs if name == "config"), None)
-    run, file = meant(stage, *root_and_name(asked), base_name(recipe, None), asked.get("ckpt_path"))
+    base = base_name(recipe, None)
+    if stage == "test" and _is_of_predictors(asked, base):
+        return _test_predictors(asked, base)
+    run, file = meant(stage, *root_and_name(asked), base, asked.get("ckpt_path"))
     checkpoint = read_weights(file)
     config = parsed(stage, merged(settings_of_training(checkpoint, run) + pairs))
     model = config.model.make() if "model" in config else model_of(checkpoint, file)
@@ -54,6 +57,28 @@ def command(stage: str, words: list[str], signals: Signals) -> None:
     result = run_stage(trainer, model, config.data.make(), file, stage)
     if trainer.is_global_zero:
         tell(result, run.folder if run else Path() if file == pretrained() else file.parent)
+
+
+def _is_of_predictors(asked: dict[str, Any], base: str | None) -> bool:
+    """Whether this test is one that a Trainer knows nothing of: of several networks, or of images that are moved."""
+    root, name = root_and_name(asked)
+    if asked.get("tta", "none") != "none" or asked.get("ckpt_path"):
+        return asked.get("tta", "none") != "none"
+    return bool((Run.named(root, name) if name else Run.newest(root, base)).members())
+
+
+def _test_predictors(asked: dict[str, Any], base: str | None) -> None:
+    root, name = root_and_name(asked)
+    run = None if asked.get("ckpt_path") else Run.named(root, name) if name else Run.newest(root, base)
+    settings = {flag: value for flag, value in asked.items() if flag not in WHERE}
+    if run is None or not run.members():
+        _, file = meant("test", root, name, base, asked.get("ckpt_path"))
+        console.print(average_of([Predictor(file)], settings)[1])
+        return
+    found, table = average_of(Predictor(run.folder).members, settings)
+    console.print(table)
+    if "tta" not in settings:  # test.json is of the images as they are
+        keep_result(found | {"checkpoint": str(run)}, run.result)
 
 
 def meant(stage: str, root: Path, name: str | None, base: str | None, ckpt_path: Any) -> tuple[Run | None, Path]:
@@ -182,15 +207,17 @@ def tell(result: dict[str, Any], place: Path) -> None:
             table.add_row(escape(name), f"{value:.4f}")
     source = result["source"]
     table.add_row("images of", "[bold red]SYNTHETIC digits, not MNIST[/]" if source == "synthetic" else escape(source))
-    if result["temperature"] != 1:
-        table.add_row("temperature", f"{result['temperature']:.3f}  (probabilities are of logits divided by it)")
     moments = [f"  ({name} {result[name]})" for name in ("epoch", "step") if result[name]]
     table.add_row("checkpoint", escape("".join([result["checkpoint"], *moments[:1]])))
     table.add_row("run folder", escape(str(place)))
     console.print(table)
-    kept = {key: value for key, value in result.items() if key != "split"}
+    keep_result({key: value for key, value in result.items() if key != "split"}, place / f"{result['split']}.json")
+
+
+def keep_result(result: dict[str, Any], file: Path) -> None:
+    """Writes what a stage came to; a folder that cannot be written to withholds nothing."""
     try:
-        write_whole(json.dumps(kept, indent=2) + "\n", place / f"{result['split']}.json")
+        write_whole(json.dumps(result, indent=2) + "\n", file)
     except UserError as error:  # what was asked for is above
         say(str(error))
 

@@ -17,6 +17,7 @@ from rich.panel import Panel
 
 from mnist_lightning.commands import session
 from mnist_lightning.commands.evaluate import run_stage, tell
+from mnist_lightning.commands.members import asked_for, train_members
 from mnist_lightning.commands.start import Start, check_resumable, find_start, weights_file
 from mnist_lightning.config_yaml import resumable
 from mnist_lightning.console import console, say
@@ -44,7 +45,10 @@ DOES_NOT_FIT = (*REFUSED, ArithmeticError, TypeError, MemoryError)
 
 @dataclass
 class Result:
-    """What a training came to: the last metrics, the test's among them; its run folder and checkpoints."""
+    """What a training came to: the last metrics, the test's among them; its run folder and checkpoints.
+
+    Of several networks the metrics are those of the mean of their probabilities, and each has its own run inside.
+    """
 
     metrics: dict[str, float]
     run: Path | None = None  # none of a trial with fast_dev_run
@@ -71,7 +75,14 @@ def command(name: str, words: list[str], signals: Signals) -> None:
 
 
 def train(pairs: Pairs, signals: Signals) -> Result:
-    """Trains, or continues, one run; tests the checkpoint that is chosen in the end."""
+    """Trains, or continues, one run, or several networks of one; tests what is chosen in the end."""
+    if several := asked_for(pairs):
+        return Result(*train_members(several, lambda own: train_one(own, signals).metrics))
+    return train_one(pairs, signals)
+
+
+def train_one(pairs: Pairs, signals: Signals) -> Result:
+    """Trains, or continues, one network; tests the checkpoint that is chosen in the end."""
     start = find_start(pairs)
     settings = merged(start.settings + with_files(pairs))
     config = parsed("fit", settings)

@@ -73,11 +73,17 @@ def find_start(pairs: Pairs) -> Start:
             )
         start.name = name or base or start.checkpoint[STATE]["model"].rpartition(".")[2].lower()
         start.settings = _settings_of(start.checkpoint, start.file, root, asked)
-    elif recipe is None and "model" not in asked:
-        start.settings = [*file_pairs(Path("cnn")), ("data.source", "auto")]
-        if not _computes_in_bf16(asked.get("trainer.accelerator")):
-            start.settings += [("trainer.precision", None)]
+    else:
+        start.settings = plain_settings(asked, recipe)
     return start
+
+
+def plain_settings(asked: dict[str, Any], recipe: str | None) -> Pairs:
+    """The settings of plain `fit`; none where a recipe or a model is asked for."""
+    if recipe is not None or "model" in asked:
+        return []
+    slow = not _computes_in_bf16(asked.get("trainer.accelerator"))
+    return [*file_pairs(Path("cnn")), ("data.source", "auto"), *[("trainer.precision", None)] * slow]
 
 
 def _state_of(file: Path) -> tuple[int, int] | None:

@@ -45,6 +45,8 @@ class Grey(nn.Module):
 
 def program(predictor: Predictor) -> torch.export.ExportedProgram:
     """The network as a graph, for any number of images."""
+    if predictor.members:
+        raise UserError(f"{predictor.origin} is no one network: give the checkpoint of one, as {predictor.file}")
     if predictor.model is None:
         raise UserError(f"{predictor.file} is exported already: give the checkpoint that it was made of")
     example = torch.zeros(2, 28, 28, dtype=torch.uint8)

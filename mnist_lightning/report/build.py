@@ -65,6 +65,8 @@ def build(source: Source, asked: Pairs, which: str | None = None, image: int | N
 def _predictor(source: Source, which: str | None) -> Predictor:
     if source.run is None or source.file:
         return Predictor(source.file)
+    if source.run.members() and which is None:
+        return Predictor(source.run.folder)
     return Predictor(source.run.checkpoint(which or ("best" if source.run.best.exists() else "last")))
 
 
