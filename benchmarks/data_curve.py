@@ -3,10 +3,11 @@
     python benchmarks/data_curve.py --write                                   # hours: 2 recipes, 5 sizes, 3 seeds
     python benchmarks/data_curve.py --recipes cnn --sizes 10 100 --seeds 2    # some minutes
 
-The real images are the first so many of those that are not held out for validation (5,000; of 60,000 all are trained
-on, and the last epoch is tested). Each training has as many optimizer steps as the recipe's epochs over --steps_of
-images, so that few images are seen as often as many; batches are no larger than the set. The test images choose
-nothing. Rows that are in RESULTS.md already, of as many seeds, are not measured again.
+The real images are the first so many of the training file; none is held out, as labels are what is scarce, and the
+last epoch is tested. Few images are seen more often: until --seen images have gone by an epoch of the recipe, but for
+at most --most_epochs in all. Batches are no larger than the set. Seeds change weights and order, not which images
+there are. The test images choose nothing. Rows that are in RESULTS.md already, of as many seeds, are not measured
+again.
 """
 
 import argparse
@@ -27,33 +28,26 @@ from results import ROOT, machine, read_section, write_section
 MNIST = Path(os.environ.get("MNIST_ROOT") or ROOT.parent / "shared" / "mnist")
 HEADING = "Accuracy over the number of real images"
 SIZES = (10, 100, 1000, 10_000, 60_000)
-HELD_OUT = 5000
 HEADER = ["| recipe | real images | drawn | test % | std | n |", "| --- | --- | --- | --- | --- | --- |"]
 PICTURE = ROOT / "benchmarks" / "data_curve.png"
 
 
-def words(recipe: str, size: int, drawn: int, steps_of: int) -> list[str]:
+def words(recipe: str, size: int, drawn: int, options: argparse.Namespace) -> list[str]:
     """The settings of a training on so many real images, and so many drawn ones."""
     settings: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text())
-    epochs, batch = settings["trainer"]["max_epochs"], settings["data"]["batch_size"]
-    every = size >= 60_000
-    images = size + drawn
-    batch = min(batch, images)
-    seen = epochs * (images if every else min(max(images, steps_of), 60_000))
+    epochs, batch, images = settings["trainer"]["max_epochs"], settings["data"]["batch_size"], size + drawn
+    more = max(epochs, min(epochs * options.seen // images, options.most_epochs))
     return [
         "--config", recipe, "--data.root", str(MNIST), "--data.source", "mnist", "--data.drawn", str(drawn),
-        "--data.val_size", "0" if every else str(HELD_OUT), *([] if every else ["--data.train_size", str(size)]),
-        "--data.batch_size", str(batch), "--trainer.max_epochs", str(max(1, round(seen / images))),
-        # an epoch of ten images is over at once: it is not validated each time
-        "--trainer.check_val_every_n_epoch", str(max(1, round(seen / images) // 20)),
-        "--trainer.logger", "false", "--checkpoint.every_n_seconds", "null",
+        "--data.val_size", "0", "--data.train_size", str(size), "--data.batch_size", str(min(batch, images)),
+        "--trainer.max_epochs", str(more), "--trainer.logger", "false",
     ]  # fmt: skip
 
 
 def train(recipe: str, size: int, drawn: int, seed: int, options: argparse.Namespace) -> float:
     """Test accuracy in percent of a training in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "mnist_lightning", "fit", *words(recipe, size, drawn, options.steps_of)]
+        command = [sys.executable, "-m", "mnist_lightning", "fit", *words(recipe, size, drawn, options)]
         command += ["--seed", str(seed), "--run", "a", "--trainer.default_root_dir", folder, *options.more]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
@@ -96,7 +90,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--drawn", nargs="+", type=int, default=[0, 12_000], help="drawn digits besides; 0: none")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps_of", type=int, default=10_000, help="images of which fewer are seen more often")
+    parser.add_argument("--seen", type=int, default=10_000, help="images of which fewer are seen more often")
+    parser.add_argument("--most_epochs", type=int, default=300)
     parser.add_argument("--write", action="store_true", help="put the rows into RESULTS.md, and draw the picture")
     options, options.more = parser.parse_known_args()
 
