@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "mnist_lightning.commands.serve:command",
     "export": "mnist_lightning.commands.export:command",
     "convert": "mnist_lightning.commands.convert:command",
+    "search": "mnist_lightning.commands.search:command",
 }
 USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-digit classifiers
 
@@ -33,6 +34,7 @@ USAGE = f"""mnist_lightning {__version__}: train, evaluate and use handwritten-d
   python -m mnist_lightning serve                                  a page to draw digits on, and the same for programs
   python -m mnist_lightning export --output FILE.onnx              the network for use elsewhere; also .pt2, .html
   python -m mnist_lightning convert --split train --output FILE    write images as CSV, IDX, PNG, npz, Parquet or text
+  python -m mnist_lightning search --config cnn --trials 50        better settings, by trials on one machine or many
 
   python -m mnist_lightning COMMAND --help                         all settings of a command
 """

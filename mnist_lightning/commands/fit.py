@@ -81,8 +81,8 @@ def train(pairs: Pairs, signals: Signals) -> Result:
     return train_one(pairs, signals)
 
 
-def train_one(pairs: Pairs, signals: Signals) -> Result:
-    """Trains, or continues, one network; tests the checkpoint that is chosen in the end."""
+def train_one(pairs: Pairs, signals: Signals, test: bool = True) -> Result:
+    """Trains, or continues, one network; with `test`, tests the checkpoint that is chosen in the end."""
     start = find_start(pairs)
     settings = merged(start.settings + with_files(pairs))
     config = parsed("fit", settings)
@@ -130,7 +130,7 @@ def train_one(pairs: Pairs, signals: Signals) -> Result:
             _fit(trainer, model, data, start, keeper)
             run, metrics = keeper.run, _metrics(trainer)
             _calibrate(trainer, run, model, data)
-            if _has_test(model, data):
+            if test and _has_test(model, data):
                 trainer.loggers = []  # they are told what came of it
                 result = run_stage(trainer, model, data, run.best if run.best.exists() else run.last, "test")
                 metrics |= _metrics(trainer)

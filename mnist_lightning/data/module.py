@@ -12,6 +12,7 @@ from mnist_lightning.data.augment import affine
 from mnist_lightning.data.digits import TEN, Digits
 from mnist_lightning.data.division import check_folds, divided, size_held_out
 from mnist_lightning.data.download import download
+from mnist_lightning.data.lent import lent
 from mnist_lightning.data.loader import TensorLoader
 from mnist_lightning.data.sources import Found, files_under, find, named, only, saw
 from mnist_lightning.data.statistics import class_weights, fingerprint_of, mean_std_of
@@ -149,7 +150,9 @@ class MNISTDataModule(LightningDataModule):
             return self._digits[split]
         if self.source == "auto":
             self.source = "mnist" if self._recognised() else "synthetic"
-        if self.source == "synthetic":
+        if known := lent(self, split):
+            digits = known
+        elif self.source == "synthetic":
             count, seed = (60_000, 0) if split == "train" else (10_000, 1)
             digits = Digits(*synthetic_digits(count, seed))
         elif self.source == "mnist":

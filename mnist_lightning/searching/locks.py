@@ -1,0 +1,111 @@
+"""Who trains which trial: locks that the system takes from a process when it ends, however it does."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+from zlib import crc32
+
+from mnist_lightning.errors import UserError, first_line
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+PATIENCE = 60.0  # seconds that another process may take for a line of the journal, or to draw a trial
+SILENCE = 20  # seconds after which a database looks whether a machine that says nothing is still there
+
+
+class Locks(Protocol):
+    """Named locks of a study; each is held by one process at most."""
+
+    def hold(self, name: str, patience: float = 0.0) -> bool:
+        """Takes the lock, waiting so many seconds for another process; False if it is held, by this process too."""
+
+    def release(self, name: str) -> None:
+        """Lets others take it."""
+
+    def close(self) -> None:
+        """Lets go of all."""
+
+
+class FileLocks:
+    """Locks for processes that see one folder, of this machine or on a file system that has locks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._held: dict[str, int] = {}  # open descriptors
+
+    def hold(self, name: str, patience: float = 0.0) -> bool:
+        deadline = time.monotonic() + patience
+        while name in self._held or not self._take(name):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _take(self, name: str) -> bool:
+        file = self.folder / name
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error.strerror}: make room or mend the folder") from error
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(descriptor)
+            return False
+        except OSError as error:
+            os.close(descriptor)
+            raise UserError(f"{self.folder} is on a file system without locks: use --storage postgresql://…") from error
+        self._held[name] = descriptor
+        return True
+
+    def release(self, name: str) -> None:
+        os.close(self._held.pop(name))
+
+    def close(self) -> None:
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+
+class DatabaseLocks:
+    """Locks for machines that share a PostgreSQL only: its advisory locks, which go with the connection."""
+
+    def __init__(self, url: str, study: str) -> None:
+        import psycopg
+
+        self._of = crc32(study.encode()) - 2**31  # PostgreSQL's integers have a sign
+        self._held: set[str] = set()
+        self._failed = psycopg.Error
+        self._connection: Any = psycopg.connect(url, autocommit=True, keepalives_idle=SILENCE, connect_timeout=10)
+        self._connection.execute(f"SET tcp_keepalives_idle = {SILENCE}")
+        self._connection.execute("SET tcp_keepalives_interval = 5")
+
+    def hold(self, name: str, patience: float = 0.0) -> bool:
+        deadline = time.monotonic() + patience
+        while name in self._held or not self._ask("pg_try_advisory_lock", name):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        self._held.add(name)
+        return True
+
+    def release(self, name: str) -> None:
+        self._held.discard(name)
+        self._ask("pg_advisory_unlock", name)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _ask(self, function: str, name: str) -> bool:
+        try:
+            row = self._connection.execute(f"SELECT {function}(%s, %s)", (self._of, crc32(name.encode()) - 2**31))
+            return bool(row.fetchone()[0])
+        except self._failed as error:
+            raise UserError(f"the database of the study does not answer: {first_line(error)}") from error
