@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_lightning.console import console, say
-from mnist_lightning.errors import BadSetting, UserError, nearest
+from mnist_lightning.errors import BadSetting, UserError, nearest, needs
 from mnist_lightning.processes import Signals
 from mnist_lightning.report import terminal
 from mnist_lightning.report.history import read_history
@@ -21,19 +21,20 @@ USAGE = """usage: python -m mnist_lightning report [RUN …] [--SETTING VALUE �
 A page of one run (report/index.html in its folder, with its pictures as PNG), and its short form in the terminal:
 curves, accuracy, confusion matrix, calibration, the worst errors. RUN is a run's name or folder, or a checkpoint file;
 without one, a table of all runs and the page of the newest, or of the shipped weights if there is no run yet. Several
-are compared, with McNemar's test of their errors on the same images.
+are compared, with McNemar's test of their errors on the same images. RUN may be a study of search: then what was tried.
 
   --run NAME                        the same as RUN
   --ckpt_path best|last             which checkpoint of the run (best)
   --image N                         the test image that is looked at more closely, counted from 0 (the worst error)
   --output DIR                      where page and pictures go
+  --storage postgresql://…          where a study of search is kept, if not in its folder
   --data.root DIR, --data.…         where the images are now, if not where the training found them
   --trainer.default_root_dir DIR    where the runs are (checkpoints)
   --table                           only the table of all runs, or of the epochs of one: reads no image
   --json                            for programs: the numbers, and nothing else, on standard output
 """
 SWITCHES = ("json", "table", "debug", "help")
-FLAGS = ("run", "ckpt_path", "image", "output", "trainer.default_root_dir", "data")
+FLAGS = ("run", "ckpt_path", "image", "output", "storage", "trainer.default_root_dir", "data")
 SHIPPED = "pretrained"
 
 
@@ -115,9 +116,11 @@ def _reports(root: Path, named: list[str], asked: dict[str, str]) -> None:
     if not named and not file and "json" not in asked and (runs := Run.all(root)):
         terminal.all_runs([read_history(run) for run in runs])
     for name in named:  # a mistake is said before torch is imported
-        if not _is_file(name) and name != SHIPPED:
+        if not _is_file(name) and name != SHIPPED and not (len(named) == 1 and _study(root, name)):
             _run(root, name)
     image = _whole(asked["image"]) if "image" in asked else None
+    if len(named) == 1 and (study := _study(root, named[0])):
+        return _one_study(study, asked)
 
     from mnist_lightning.report.build import build  # with it comes torch
 
@@ -136,6 +139,26 @@ def _reports(root: Path, named: list[str], asked: dict[str, str]) -> None:
         _one(reports[0], output, "json" in asked)
     else:
         _several(reports, output, root, "json" in asked)
+
+
+def _study(root: Path, name: str) -> Path | None:
+    """The folder of the study of that name, or that is one."""
+    places = [root / name] if Path(name).name == name else []
+    parts = ("journal.log", "trials")
+    return next((place for place in [*places, Path(name)] if any((place / part).exists() for part in parts)), None)
+
+
+def _one_study(folder: Path, asked: dict[str, str]) -> None:
+    with needs("search", "the report of a search"):
+        import optuna  # noqa: F401
+    from mnist_lightning.report.study import StudyReport
+
+    report = StudyReport(folder, asked.get("storage"))
+    found, drawn = report.numbers(), report.pictures()
+    if "json" not in asked:
+        report.tell(found)
+    page, output = report.page(found, drawn), asked.get("output")
+    _write(page, drawn, Path(output or folder / "report"), found, "json" in asked, output is not None)
 
 
 def _checkpoint(asked: str | None) -> tuple[str | None, str | None]:

@@ -41,6 +41,9 @@ class Running:
     epoch: int = 0
     value: float | None = None
 
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 1)
+
 
 @dataclass
 class Conductor:
@@ -124,11 +127,12 @@ class Conductor:
         if value is None:
             return True
         running.epoch, running.value = message["epoch"], value
-        return self.study.report(running.trial, message["epoch"], value)
+        notes = {"epoch": running.epoch, "seconds": running.seconds()}
+        return self.study.report(running.trial, running.epoch, value, notes)
 
     def _finished(self, running: Running, message: dict[str, Any]) -> None:
         trial, done = running.trial, message.get("done")
-        notes: dict[str, Any] = {"seconds": round(time.monotonic() - running.started, 1)}
+        notes: dict[str, Any] = {"seconds": running.seconds()}
         if "pruned" in message:  # which the study knows
             line = f"pruned after epoch {running.epoch}"
         elif done and (value := self._value(done)) is not None:

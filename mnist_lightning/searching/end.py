@@ -63,34 +63,34 @@ def run_of(number: int, seed: int) -> str:
     return f"{name_of(number).replace(' ', '')}-seed{seed}"
 
 
-def ranked(search: Study, maximize: bool) -> list[FrozenTrial]:
+def by_rank(trials: Iterable[FrozenTrial], maximize: bool) -> list[FrozenTrial]:
     """Trials that came to their end, the best first; of equals that with the lower loss, then the earlier one."""
     sign = -1 if maximize else 1
-    trials = search.trials(TrialState.COMPLETE)
-    return sorted(trials, key=lambda one: (sign * (one.value or 0), one.user_attrs.get("loss") or 0, one.number))
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    return sorted(done, key=lambda one: (sign * (one.value or 0), one.user_attrs.get("loss") or 0, one.number))
 
 
 def best_numbers(search: Study, maximize: bool, most: int, first: Mapping[str, Any] | None) -> list[int]:
     """The start, and so many of the best trials, each of other settings."""
     seen, numbers = [dict(first)] if first else [], [START]
-    for trial in ranked(search, maximize):
+    for trial in by_rank(search.trials(), maximize):
         if len(numbers) <= most and trial.params not in seen:
             seen.append(trial.params)
             numbers.append(trial.number)
     return numbers
 
 
-def finalists(search: Study, final: Study, numbers: Iterable[int], seeds: Iterable[int]) -> list[Finalist]:
-    """What came of their trainings; those of which none came to anything are left out."""
-    params = {trial.number: trial.params for trial in search.trials()}
-    found = {number: Finalist(number, params.get(number, {}), {}, {}) for number in numbers}
-    wanted = set(seeds)
-    for trial in final.trials(TrialState.COMPLETE):
-        number, seed = trial.user_attrs.get("of"), trial.user_attrs.get("seed")
-        if number in found and seed in wanted and trial.value is not None:
-            found[number].values[seed] = trial.value
-            found[number].losses[seed] = trial.user_attrs.get("loss") or 0.0
-    return [one for one in found.values() if one.values]
+def of_final(search: Iterable[FrozenTrial], final: Iterable[FrozenTrial]) -> list[Finalist]:
+    """What came of all trainings of the end."""
+    params = {trial.number: trial.params for trial in search}
+    found: dict[int, Finalist] = {}
+    for trial in final:
+        if trial.state != TrialState.COMPLETE or trial.value is None:
+            continue
+        number, seed = trial.user_attrs["of"], trial.user_attrs["seed"]
+        one = found.setdefault(number, Finalist(number, params.get(number, {}), {}, {}))
+        one.values[seed], one.losses[seed] = trial.value, trial.user_attrs.get("loss") or 0.0
+    return list(found.values())
 
 
 def winner_of(those: Sequence[Finalist], maximize: bool) -> Finalist:

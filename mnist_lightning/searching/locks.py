@@ -15,7 +15,13 @@ else:
     import fcntl
 
 PATIENCE = 60.0  # seconds that another process may take for a line of the journal, or to draw a trial
-SILENCE = 20  # seconds after which a database looks whether a machine that says nothing is still there
+# A machine that says nothing for so many seconds is asked, so often, whether it is there: then its trials are free.
+SILENCE, AGAIN, TIMES = 20, 5, 3
+CONNECTION = {
+    "connect_timeout": 10, "keepalives_idle": SILENCE, "keepalives_interval": AGAIN, "keepalives_count": TIMES,
+    "tcp_user_timeout": 1000 * (SILENCE + AGAIN * TIMES),
+    "options": f"-c tcp_keepalives_idle={SILENCE} -c tcp_keepalives_interval={AGAIN} -c tcp_keepalives_count={TIMES}",
+}  # fmt: skip
 
 
 class Locks(Protocol):
@@ -83,9 +89,7 @@ class DatabaseLocks:
         self._of = crc32(study.encode()) - 2**31  # PostgreSQL's integers have a sign
         self._held: set[str] = set()
         self._failed = psycopg.Error
-        self._connection: Any = psycopg.connect(url, autocommit=True, keepalives_idle=SILENCE, connect_timeout=10)
-        self._connection.execute(f"SET tcp_keepalives_idle = {SILENCE}")
-        self._connection.execute("SET tcp_keepalives_interval = 5")
+        self._connection: Any = psycopg.connect(url, autocommit=True, **CONNECTION)  # type: ignore[arg-type]
 
     def hold(self, name: str, patience: float = 0.0) -> bool:
         deadline = time.monotonic() + patience

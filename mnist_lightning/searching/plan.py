@@ -63,7 +63,8 @@ class Plan:
             return optuna.pruners.NopPruner()
         if self.asked.pruner == "median" or self.epochs < REDUCTION:
             return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
-        return optuna.pruners.HyperbandPruner(1, self.epochs, REDUCTION)
+        first = -(-self.epochs // REDUCTION)  # a schedule warms up: the first epoch says little
+        return optuna.pruners.HyperbandPruner(first, self.epochs, REDUCTION)
 
     def terms(self) -> dict[str, Any]:
         """What all who share a study agree on."""

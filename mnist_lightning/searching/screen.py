@@ -5,14 +5,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from mnist_lightning.console import console, say
 from mnist_lightning.searching.conduct import Conductor
-from mnist_lightning.searching.end import Finalist
+from mnist_lightning.searching.end import Finalist, by_rank
 
 REFRESH = 0.5  # seconds
 STATES = {
@@ -66,7 +66,7 @@ class Screen:
         )
         for name in ("trial", "epoch", "val", "seconds", "settings"):
             table.add_column(name, justify="right" if name != "settings" else "left", no_wrap=name != "settings")
-        if best := best_of(trials, self.accuracy):
+        for best in by_rank(trials, self.accuracy)[:1]:
             value = shown(best.value, self.accuracy)
             seconds = f"{best.user_attrs.get('seconds', 0):.0f}"
             epoch = str(best.user_attrs.get("epoch", ""))
@@ -89,11 +89,6 @@ class Screen:
         return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(0, seconds):.0f} s"
 
 
-def best_of(trials: Sequence[FrozenTrial], accuracy: bool) -> FrozenTrial | None:
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-    return max(done, key=lambda trial: (trial.value or 0) * (1 if accuracy else -1), default=None)
-
-
 def shown(value: float | None, accuracy: bool) -> str:
     """A value of what counts."""
     return "–" if value is None else f"{value:.2%}" if accuracy else f"{value:.4f}"
@@ -107,8 +102,8 @@ def in_words(params: Mapping[str, Any]) -> str:
 
 def final_table(those: Sequence[Finalist], winner: Finalist, accuracy: bool) -> Table:
     """The settings that were trained anew, beside the start's."""
-    seeds = max(len(one.values) for one in those)
-    table = Table(title=f"Trained anew with {seeds} seed{'s' * (seeds > 1)}, validation images", title_justify="left")
+    seeds = seeds_in_words(max(len(one.values) for one in those))
+    table = Table(title=f"Trained anew with {seeds}, validation images", title_justify="left")
     what = "accuracy" if accuracy else "loss"
     for name in ("settings", f"val {what}", "std", "n", "beside the start", "p", "what differs"):
         table.add_column(name, justify="left" if name in ("settings", "what differs") else "right")
@@ -123,6 +118,15 @@ def final_table(those: Sequence[Finalist], winner: Finalist, accuracy: bool) -> 
             cells += ["", ""]
         table.add_row(*cells, escape(in_words(one.params)), style="bold" if one is winner else None)
     return table
+
+
+def seeds_in_words(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def with_std(mean: float, std: float | None, n: int, accuracy: bool) -> str:
+    """A mean as a line has it."""
+    return shown(mean, accuracy) + ("" if std is None else f" ± {spread(std, accuracy)}") + f" (n {n})"
 
 
 def spread(std: float | None, accuracy: bool) -> str:

@@ -19,7 +19,7 @@ from mnist_lightning.processes import Signals
 from mnist_lightning.searching import end
 from mnist_lightning.searching.conduct import Conductor, Ended
 from mnist_lightning.searching.plan import Plan, make_plan, prepare
-from mnist_lightning.searching.screen import Screen, best_of, final_table, in_words, shown, spread
+from mnist_lightning.searching.screen import Screen, final_table, in_words, seeds_in_words, shown, with_std
 from mnist_lightning.searching.study import Study, final_name, open_database, open_journal, quiet, study_errors
 from mnist_lightning.searching.team import Team
 from mnist_lightning.words import Pairs
@@ -77,10 +77,11 @@ class Search:
         with Screen(self.plan.folder.name, asked.trials, asked.accuracy, deadline) as screen:
             conductor = self._conductor(self.study, "trials", self._trial, screen)
             why = conductor.carry_out(asked.trials, deadline)
-        best = best_of(self.study.trials(), asked.accuracy)
-        if best is None:
+        ranked = end.by_rank(self.study.trials(), asked.accuracy)
+        if not ranked:
             say("No trial has come to its end")
             return False
+        best = ranked[0]
         value = shown(best.value, asked.accuracy)
         say(f"The best is trial {best.number}: validation {asked.objective} {value}, {in_words(best.params)}")
         if why is Ended.TIME and self.study.of_others():
@@ -110,10 +111,11 @@ class Search:
         numbers = end.best_numbers(self.study, accuracy, asked.best, self.plan.first)
         tasks = [{"of": number, "seed": seed} for seed in self.plan.seeds for number in numbers]
         self.final.wish_for(tasks)
-        say(f"The end: {', '.join(map(end.name_of, numbers))} with {asked.seeds} seeds each, {len(tasks)} trainings")
+        names = ", ".join(map(end.name_of, numbers))
+        say(f"The end: {names} with {seeds_in_words(asked.seeds)} each, {len(tasks)} trainings")
         with Screen(self.final.name, len(self.final.trials()), accuracy) as screen:
             self._conductor(self.final, "final", self._training, screen, keep=("best.ckpt",)).carry_out(0)
-        those = end.finalists(self.study, self.final, numbers, self.plan.seeds)
+        those = end.of_final(self.study.trials(), self.final.trials())
         if not those:
             raise UserError("no training of the end came to anything: see why above")
         winner = end.winner_of(those, accuracy)
@@ -136,8 +138,7 @@ class Search:
         lines = [f"Found by search, study {self.plan.folder.name}, {winner.name}. Validation {asked.objective}:"]
         for one in those:
             if one is winner or one.number == end.START:
-                value = f"{shown(one.mean, accuracy)} ± {spread(one.std, accuracy)}"
-                lines.append(f"{one.name}: {value} (n {len(one.values)})")
+                lines.append(f"{one.name}: {with_std(one.mean, one.std, len(one.values), accuracy)}")
         return lines
 
     def _test(self, winner: end.Finalist) -> None:
@@ -154,13 +155,14 @@ class Search:
             known = {"n": len(accuracies), "accuracies": accuracies, "images": found[0].get("source")}
             self.final.note(end.TEST, lambda old: {**(old or {}), key: known})
         mean, std, n = end.mean_std(known["accuracies"])
-        say(f"Test accuracy of {winner.name}: {mean:.2%} ± {spread(std, True)} (n {n}), on {known['images']}")
+        say(f"Test accuracy of {winner.name}: {with_std(mean, std, n, True)}, on {known['images']}")
         for trial in self.final.trials(TrialState.COMPLETE):
             name = end.run_of(trial.user_attrs["of"], trial.user_attrs["seed"])
             if name not in names:
                 (folder / name / "best.ckpt").unlink(missing_ok=True)
         if (folder / names[0] / "best.ckpt").exists():
-            say(f"Its checkpoints: {folder / names[0]}/best.ckpt" + f" and those of {n - 1} other seeds" * (n > 1))
+            others = f", and those of {seeds_in_words(n - 1)} more" if n > 1 else ""
+            say(f"Its checkpoint: {folder / names[0] / 'best.ckpt'}{others}")
 
 
 def _lend(data: Any, team: Team, stack: ExitStack) -> None:

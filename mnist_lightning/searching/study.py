@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mnist_lightning.data.loader import derived_seed
 from mnist_lightning.errors import UserError, first_line, needs
-from mnist_lightning.searching.locks import PATIENCE, DatabaseLocks, FileLocks, Locks
+from mnist_lightning.searching.locks import CONNECTION, PATIENCE, DatabaseLocks, FileLocks, Locks
 from mnist_lightning.searching.space import Dimension
 
 JOURNAL = "journal.log"
@@ -134,7 +134,7 @@ class Study:
     def _lock(self, number: int) -> str:
         return f"{self.name} {number}"
 
-    def report(self, trial: Trial, epoch: int, value: float) -> bool:
+    def report(self, trial: Trial, epoch: int, value: float, notes: Mapping[str, Any] | None = None) -> bool:
         """Notes what the trial came to after an epoch; whether it goes on. One that does not is finished."""
         if epoch in self.frozen(trial).intermediate_values:  # one taken back tells some again
             return True
@@ -145,7 +145,7 @@ class Study:
             self.leave(trial)
             return False
         if pruned:
-            self.finish(trial, TrialState.PRUNED)
+            self.finish(trial, TrialState.PRUNED, notes=notes)
         return not pruned
 
     def frozen(self, trial: Trial) -> FrozenTrial:
@@ -212,10 +212,24 @@ def open_journal(folder: Path) -> tuple[BaseStorage, Locks]:
             _mend(journal)
         finally:
             lock.release()
-        return JournalStorage(JournalFileBackend(str(journal), lock)), locks
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:  # whatever stands there instead
+    return _read_journal(folder, lock), locks
+
+
+def _read_journal(folder: Path, lock: Any = None) -> BaseStorage:
+    journal = folder / JOURNAL
+    try:
+        return JournalStorage(JournalFileBackend(str(journal), lock))
+    except OSError as error:
+        raise UserError(f"{journal} cannot be read: {error.strerror or error}") from error
+    except (
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+    ) as error:  # whatever stands there instead
         line = _damaged_line(journal)
         raise UserError(
             f"{journal} is damaged{f' in line {line}' if line else ''}: keep the lines before it, or begin another "
@@ -257,7 +271,8 @@ def open_database(url: str, name: str) -> tuple[BaseStorage, Locks]:
         locks = DatabaseLocks(url, name)
         if not locks.hold("tables", PATIENCE):  # Optuna's would be made twice
             raise UserError(f"--storage {place}: another process has been making its tables for {PATIENCE:.0f} seconds")
-        storage = RDBStorage("postgresql+psycopg" + url[url.index("://") :], engine_kwargs={"pool_pre_ping": True})
+        engine = {"pool_pre_ping": True, "connect_args": CONNECTION}
+        storage = RDBStorage("postgresql+psycopg" + url[url.index("://") :], engine_kwargs=engine)
         locks.release("tables")
         return storage, locks
     except (psycopg.Error, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
@@ -267,6 +282,21 @@ def open_database(url: str, name: str) -> tuple[BaseStorage, Locks]:
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
     return url.replace(f":{parts.password}@", ":…@") if parts.password else url
+
+
+def load(folder: Path, url: str | None, name: str) -> optuna.Study | None:
+    """A study to look at, of which nothing is changed; None if it is not there."""
+    if url:
+        storage, locks = open_database(url, folder.name)
+        locks.close()
+    elif (folder / JOURNAL).exists():
+        storage = _read_journal(folder)
+    else:
+        raise UserError(f"the study {folder} is not kept in its folder: give --storage postgresql://… as search was")
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return None
 
 
 def final_name(study: str) -> str:
