@@ -50,7 +50,7 @@ def blocks(language: str) -> list[Block]:
 
 def cases(language: str) -> list[Any]:
     """Those that take long are marked so."""
-    long = [pytest.mark.slow], ("torchrun", "WandbLogger", "MLFlowLogger", "--seeds")
+    long = [pytest.mark.slow], ("torchrun", "WandbLogger", "MLFlowLogger", "--seeds", " search ")
     marks = [long[0] * any(word in block.text for word in long[1]) for block in blocks(language)]
     return [pytest.param(block, marks=mark, id=block.name) for block, mark in zip(blocks(language), marks, strict=True)]
 
@@ -185,7 +185,7 @@ def test_what_is_installed():
 
 
 def test_flags_in_the_prose(cli):
-    help_ = cli("fit", "--help").out + cli("convert", "--help").out
+    help_ = "".join(cli(command, "--help").out for command in ("fit", "convert", "search"))
     flags = set(re.findall(r"`(--[a-z_]+(?:\.[a-z_]+)?)(?=[ `])", PROSE))
     assert {"--data.root", "--ckpt_path"} <= flags
     assert [flag for flag in flags if not re.search(rf"{flag}\b", help_)] == []
