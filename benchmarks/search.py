@@ -120,7 +120,9 @@ def found(options: argparse.Namespace, folder: Path) -> tuple[str, list[str], bo
         "",
         f"{finished} trials in {options.minutes:g} minutes ({counts['pruned']} pruned, {counts['fail']} failed), "
         f"{finished / options.minutes:.1f} a minute; with the end {took:.0f} minutes. Test accuracy of "
-        f"{told['winner']}, looked at once: {tested} %. What made trials differ: {shares or 'too few to tell'}. {machine()}",
+        f"{told['winner']}, looked at once: {tested} %. What made trials differ: {shares or 'too few to tell'}.",
+        "",
+        machine(),
     ]
     return f"What search finds for {options.recipe}", lines, True
 

@@ -43,9 +43,10 @@ class StudyReport:
     def __init__(self, folder: Path, storage: str | None) -> None:
         self.folder, self.notes = folder, list[str]()
         with quiet():
-            self.study, final = load(folder, storage, folder.name), load(folder, storage, final_name(folder.name))
-        if self.study is None:
+            study, final = (load(folder, storage, name) for name in (folder.name, final_name(folder.name)))
+        if study is None:
             raise UserError(f"{folder} holds no study: begin one with search --study {folder.name}")
+        self.study = study
         self.trials = self.study.get_trials(deepcopy=False)
         self.terms: dict[str, Any] = self.study.user_attrs.get(TERMS, {})
         self.accuracy = self.study.direction == optuna.study.StudyDirection.MAXIMIZE

@@ -8,12 +8,12 @@ from typing import Any
 
 import optuna
 
-from mnist_lightning.commands.search import Asked
 from mnist_lightning.commands.start import find_start
 from mnist_lightning.console import say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.run import Run
+from mnist_lightning.searching.flags import Asked
 from mnist_lightning.searching.space import Dimension, checked, default_space, read_space, start_values
 from mnist_lightning.settings import parsed
 from mnist_lightning.words import Pairs, merged, with_files

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -112,7 +113,7 @@ class Study:
             for frozen in running:
                 if frozen.number not in self._own and self.locks.hold(self._lock(frozen.number)):
                     if frozen.number in {trial.number for trial in self.trials(TrialState.RUNNING)}:
-                        return self._drawn(lambda frozen=frozen: Trial(self.optuna, frozen._trial_id), frozen.number)
+                        return self._drawn(partial(Trial, self.optuna, frozen._trial_id), frozen.number)
                     self.locks.release(self._lock(frozen.number))  # it was finished meanwhile
             waiting = self.trials(TrialState.WAITING)
             count = len(self.trials())
@@ -322,12 +323,10 @@ def study_errors(folder: Path, url: str | None) -> Iterator[None]:
     """What a journal or a database comes to while a study goes on, in a line."""
     try:
         yield
-    except optuna.exceptions.StorageInternalError as error:
-        place = f"--storage {_without_password(url)}" if url else f"{folder / JOURNAL}"
-        raise UserError(
-            f"{place} does not answer: {first_line(error.__cause__ or error)}; then run it again"
-        ) from error
-    except (ValueError, KeyError) as error:
-        if url or not (line := _damaged_line(folder / JOURNAL)):
-            raise
-        raise UserError(f"{folder / JOURNAL} was damaged meanwhile, in line {line}") from error
+    except Exception as error:
+        if url and type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy", "psycopg"):
+            why = first_line(error.__cause__ or error)
+            raise UserError(f"--storage {_without_password(url)} does not answer: {why}") from error
+        if not url and not isinstance(error, UserError) and (line := _damaged_line(folder / JOURNAL)):
+            raise UserError(f"{folder / JOURNAL} was damaged meanwhile, in line {line}") from error
+        raise
