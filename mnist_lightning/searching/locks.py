@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 from zlib import crc32
@@ -88,6 +89,7 @@ class DatabaseLocks:
 
         self._of = crc32(study.encode()) - 2**31  # PostgreSQL's integers have a sign
         self._held: set[str] = set()
+        self.beside: Callable[[], object] = lambda: None  # to close with them
         self._failed = psycopg.Error
         self._connection: Any = psycopg.connect(url, autocommit=True, **CONNECTION)  # type: ignore[arg-type]
 
@@ -106,6 +108,7 @@ class DatabaseLocks:
 
     def close(self) -> None:
         self._connection.close()
+        self.beside()
 
     def _ask(self, function: str, name: str) -> bool:
         try:

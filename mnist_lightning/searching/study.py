@@ -275,6 +275,7 @@ def open_database(url: str, name: str) -> tuple[BaseStorage, Locks]:
         engine = {"pool_pre_ping": True, "connect_args": CONNECTION}
         storage = RDBStorage("postgresql+psycopg" + url[url.index("://") :], engine_kwargs=engine)
         locks.release("tables")
+        locks.beside = storage.engine.dispose
         return storage, locks
     except (psycopg.Error, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
         raise UserError(f"--storage {place}: no database: {first_line(error)}") from error
@@ -287,9 +288,16 @@ def _without_password(url: str) -> str:
 
 def load(folder: Path, url: str | None, name: str) -> optuna.Study | None:
     """A study to look at, of which nothing is changed; None if it is not there."""
+    storage: BaseStorage
     if url:
-        storage, locks = open_database(url, folder.name)
-        locks.close()
+        distant, locks = open_database(url, folder.name)
+        try:
+            storage = optuna.storages.InMemoryStorage()
+            optuna.copy_study(from_study_name=name, from_storage=distant, to_storage=storage)
+        except KeyError:
+            return None
+        finally:
+            locks.close()
     elif (folder / JOURNAL).exists():
         storage = _read_journal(folder)
     else:

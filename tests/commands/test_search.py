@@ -87,7 +87,7 @@ def process(tiny_mnist: Path, *words: object) -> subprocess.Popen:
         [sys.executable, "-c", "import signal, runpy; signal.signal(2, signal.default_int_handler); "
          "runpy.run_module('mnist_lightning', run_name='__main__', alter_sys=True)", "search", *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"PYTHONPATH": str(PROJECT), "COLUMNS": "200"},
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
 
 

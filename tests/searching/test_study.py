@@ -264,7 +264,7 @@ def test_the_same_in_postgresql(postgres: str, tmp_path: Path):
         storage, locks = open_database(postgres, "s")
         return Study("s", storage, locks, maximize=True, space=SPACE), locks
 
-    (first, its), (second, _) = process(), process()
+    (first, its), (second, others) = process(), process()
     lost = first.next(2)
     assert second.next(2).number == 1
     assert (second.next(2), second.of_others()) == (None, 1)
@@ -272,5 +272,8 @@ def test_the_same_in_postgresql(postgres: str, tmp_path: Path):
     back = second.next(2)
     assert (back.number, back.params) == (lost.number, lost.params)
     second.finish(back, TrialState.COMPLETE, 0.5)
+    first._own.clear()  # it was only thought to be gone
     first.finish(lost, TrialState.COMPLETE, 0.1)
+    others.close()
     assert load(tmp_path / "s", postgres, "s").trials[0].value == 0.5
+    assert load(tmp_path / "s", postgres, "another") is None
