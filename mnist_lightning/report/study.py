@@ -24,7 +24,8 @@ from mnist_lightning.figures import png
 from mnist_lightning.report import page
 from mnist_lightning.searching import end
 from mnist_lightning.searching.screen import final_table, in_words, shown, spread, with_std
-from mnist_lightning.searching.study import TERMS, final_name, load, quiet
+from mnist_lightning.searching.storage import load, quiet
+from mnist_lightning.searching.study import TERMS, final_name
 
 SHOWN = 15  # trials in the terminal
 WIDE, HIGH = 9.0, 4.8  # inches of a picture

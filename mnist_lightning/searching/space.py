@@ -17,6 +17,7 @@ SAME_IMAGES = "trials are compared on the same validation images"
 ONE_PROCESS = "a trial is one process"
 NOT_SEARCHED = {
     **dict.fromkeys(("data.val_size", "data.root", "data.source", "data.subset", "data.label"), SAME_IMAGES),
+    **dict.fromkeys(("data.folds", "data.fold"), SAME_IMAGES),
     **dict.fromkeys(("data.classes", "data.train_file", "data.test_file", "data"), SAME_IMAGES),
     **dict.fromkeys(("trainer.limit_val_batches", "trainer.overfit_batches"), SAME_IMAGES),
     **dict.fromkeys(("trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator"), ONE_PROCESS),

@@ -13,7 +13,8 @@ from mnist_lightning.processes import Interrupted, Signals
 from mnist_lightning.searching import conduct
 from mnist_lightning.searching.conduct import Conductor, Ended
 from mnist_lightning.searching.space import Dimension
-from mnist_lightning.searching.study import Study, open_journal, quiet
+from mnist_lightning.searching.storage import open_journal, quiet
+from mnist_lightning.searching.study import Study
 
 EPOCH = {"epoch": 1, "acc": 0.5, "loss": 1.0}
 

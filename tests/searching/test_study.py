@@ -1,4 +1,4 @@
-"""A study: each trial once, whoever is killed; what is kept where."""
+"""A study: each trial once, whoever is killed."""
 
 import os
 import random
@@ -11,30 +11,17 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sharing import Process
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.searching import study as study_module
-from mnist_lightning.searching.space import Dimension
-from mnist_lightning.searching.study import JOURNAL, Study, load, open_database, open_journal, quiet
-
-SPACE = [Dimension("model.lr", (), 1e-4, 1e-1, log=True), Dimension("model.hidden", ([32], [64], [128]))]
+from mnist_lightning.searching.storage import JOURNAL, open_journal, quiet
+from mnist_lightning.searching.study import Study
 
 
 @pytest.fixture(autouse=True)
 def _quiet():
     with quiet():
         yield
-
-
-class Process:
-    """A study as one process sees it."""
-
-    def __init__(self, folder: Path, **options) -> None:
-        storage, self.locks = open_journal(folder)
-        self.study = Study("s", storage, self.locks, maximize=True, space=SPACE, **options)
-
-    def dies(self) -> None:
-        self.locks.close()  # as the system does
 
 
 def value(trial: optuna.trial.Trial) -> float:
@@ -139,61 +126,6 @@ def test_wishes_are_trained_once(tmp_path: Path):
     assert seen == [{"of": 3, "seed": 1}, {"of": 3, "seed": 2}]
 
 
-# ---------------------------------------------------------------------- the journal
-
-
-def journal(folder: Path) -> Path:
-    process = Process(folder)
-    process.study.finish(process.study.next(1), TrialState.COMPLETE, 0.5)
-    process.dies()
-    return folder / JOURNAL
-
-
-def test_a_line_that_was_cut_off_is_taken_away(tmp_path: Path):
-    file = journal(tmp_path)
-    whole = file.read_bytes()
-    file.write_bytes(whole + b'{"op_code":4,"study')
-    process = Process(tmp_path)
-    assert process.study.next(2).number == 1
-    assert file.read_bytes().startswith(whole)
-    assert b'"study{' not in file.read_bytes()
-
-
-@pytest.mark.parametrize("damage", [b"\0\0\0\n", b"[]\n", b'{"op_code":99}\n', b'{"op_code":4}\n'])
-def test_a_damaged_journal_is_told_in_a_line(tmp_path: Path, damage: bytes):
-    file = journal(tmp_path)
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join([*lines[:2], damage, *lines[2:]]))
-    for open_ in (lambda: Process(tmp_path), lambda: load(tmp_path, None, "s")):
-        with pytest.raises(UserError) as error:
-            open_()
-        assert str(error.value).startswith(f"{file} is damaged")
-        assert "\n" not in str(error.value)
-
-
-def test_a_locked_journal_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    journal(tmp_path)
-    monkeypatch.setattr(study_module, "PATIENCE", 0.1)
-    _, locks = open_journal(tmp_path)
-    assert locks.hold("journal")
-    with pytest.raises(UserError, match=r"journal\.log has been locked by another process for 0 seconds"):
-        Process(tmp_path)
-    locks.release("journal")
-    assert locks.hold("s study")
-    with pytest.raises(UserError, match="the study s has been locked by another process"):
-        Process(tmp_path)
-
-
-def test_looking_changes_nothing(tmp_path: Path):
-    file = journal(tmp_path)
-    before = file.read_bytes()
-    assert load(tmp_path, None, "s").trials[0].value == 0.5
-    assert load(tmp_path, None, "another") is None
-    assert file.read_bytes() == before
-    with pytest.raises(UserError, match="is not kept in its folder: give --storage"):
-        load(tmp_path / "locks", None, "s")
-
-
 # ---------------------------------------------------------------------- many processes
 
 TRAINS = """
@@ -201,7 +133,8 @@ import random, sys, time
 from pathlib import Path
 from optuna.trial import TrialState
 sys.path.insert(0, sys.argv[1])
-from test_study import Process, quiet
+from sharing import Process
+from mnist_lightning.searching.storage import quiet
 random.seed()
 with quiet():
     study = Process(Path(sys.argv[2])).study
@@ -244,36 +177,3 @@ def test_ten_processes_killed_at_random(tmp_path: Path):
     assert [(trial.number, trial.state) for trial in trials] == [(n, TrialState.COMPLETE) for n in range(40)]
     assert all(trial.value == trial.params["model.lr"] for trial in trials)
     assert all(trial.intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3} for trial in trials)
-
-
-# ---------------------------------------------------------------------- a database
-
-
-def test_no_database():
-    with pytest.raises(UserError) as error:
-        open_database("postgresql://me:secret@127.0.0.1:1/digits", "s")
-    assert str(error.value).startswith("--storage postgresql://me:…@127.0.0.1:1/digits: no database: ")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.slow
-def test_the_same_in_postgresql(postgres: str, tmp_path: Path):
-    """Taken back when the connection of a process is gone; names and locks of studies are their own."""
-
-    def process() -> tuple[Study, study_module.Locks]:
-        storage, locks = open_database(postgres, "s")
-        return Study("s", storage, locks, maximize=True, space=SPACE), locks
-
-    (first, its), (second, others) = process(), process()
-    lost = first.next(2)
-    assert second.next(2).number == 1
-    assert (second.next(2), second.of_others()) == (None, 1)
-    its.close()
-    back = second.next(2)
-    assert (back.number, back.params) == (lost.number, lost.params)
-    second.finish(back, TrialState.COMPLETE, 0.5)
-    first._own.clear()  # it was only thought to be gone
-    first.finish(lost, TrialState.COMPLETE, 0.1)
-    others.close()
-    assert load(tmp_path / "s", postgres, "s").trials[0].value == 0.5
-    assert load(tmp_path / "s", postgres, "another") is None
