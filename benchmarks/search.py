@@ -37,11 +37,11 @@ EPOCHS = 6  # of SMALL
 ALONE = """
 import sys
 from mnist_lightning.commands import guest
-from mnist_lightning.commands.fit import train
+from mnist_lightning.commands.fit import train_one
 from mnist_lightning.words import pairs_of_words
 with guest(program=True) as signals:
     signals.imported()
-    train(pairs_of_words(sys.argv[1:]), signals, test=False)
+    train_one(pairs_of_words(sys.argv[1:]), signals, test=False)
 """
 
 

@@ -10,6 +10,7 @@ from mnist_lightning.words import Pairs
 
 NOT_HERE = {
     "run": "a study has a run for each trial: name the study with --study",
+    "folds": "trials are compared on the same validation images",
     "ckpt_path": "a study goes on by the same command",
 }
 

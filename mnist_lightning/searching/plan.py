@@ -82,7 +82,7 @@ def make_plan(settings: Pairs, asked: Asked) -> Plan:
     given = [pair for pair in start.settings + with_files(settings) if pair[0] != "config"]
     values = merged(given)
     config = parsed("fit", values)
-    _refuse_several_processes(config)
+    _refuse_several(config, values)
     folder = start.root / (asked.study or f"{start.name}-search")
     if Run(folder).is_there():
         raise UserError(f"{folder} is a run: choose another name with --study")
@@ -113,8 +113,10 @@ def make_plan(settings: Pairs, asked: Asked) -> Plan:
     return Plan(asked, folder, given, trial, space, first, data, config.seed, _epochs(space, groups["trainer"]))
 
 
-def _refuse_several_processes(config: Any) -> None:
+def _refuse_several(config: Any, values: Mapping[str, Any]) -> None:
     trainer = config.trainer.settings
+    if several := next((name for name in ("seeds", "folds") if name in values), None):
+        raise BadSetting(f"{several} in a recipe trains several networks: a trial is one; leave it out")
     if trainer.get("devices") not in ("auto", None, 1, "1") or trainer.get("num_nodes") not in (None, 1):
         raise BadSetting("--trainer.devices: a trial is one process; --jobs trains several of them beside each other")
     if trainer.get("fast_dev_run"):

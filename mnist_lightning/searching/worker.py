@@ -18,7 +18,7 @@ from typing import IO, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mnist_lightning.commands import evaluate, guest
-from mnist_lightning.commands.fit import train
+from mnist_lightning.commands.fit import train_one
 from mnist_lightning.data import lent
 from mnist_lightning.errors import UserError, first_line
 from mnist_lightning.processes import Interrupted, Signals
@@ -78,12 +78,12 @@ def train_trial(settings: Pairs, root: str, name: str, line: Line, signals: Sign
     ours: Pairs = [("trainer.default_root_dir", root), ("run", name), ("trainer.callbacks+", reporter)]
     goes_on = any(run.folder.glob("*.ckpt"))
     try:
-        train(settings + ours + [("ckpt_path", "last")] * goes_on, signals, test=False)
+        train_one(settings + ours + [("ckpt_path", "last")] * goes_on, signals, test=False)
     except UserError:
         if not goes_on or reporter.pruned:
             raise
         shutil.rmtree(run.folder)  # its checkpoint is damaged, or of another version
-        train(settings + ours, signals, test=False)
+        train_one(settings + ours, signals, test=False)
     if reporter.pruned:
         return {"pruned": True}
     return {"done": outcome(run) or _validated(root, name, signals)}

@@ -51,6 +51,7 @@ WORDS = [
     ("--storage sqlite:///x", 2, "--storage sqlite:///x: it takes postgresql://"),
     ("--run a", 2, "--run: a study has a run for each trial: name the study with --study"),
     ("--ckpt_path last", 2, "--ckpt_path: a study goes on by the same command"),
+    ("--folds 5", 2, "--folds: trials are compared on the same validation images"),
     ("--trails 5", 2, "there is no flag --trails"),
     ("--config nope", 2, "--config: there is no file 'nope'"),
     ("--model.lrr 1", 2, "there is no flag --model.lrr; did you mean --model.lr?"),
