@@ -4,6 +4,7 @@ import getpass
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,17 +12,15 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The address of an empty database."""
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install -e '.[postgres]'")
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path("/usr/bin")]
     if not (programs[-1] / "initdb").exists():
         pytest.skip("there is no PostgreSQL: apt-get install postgresql")
-    folder = tmp_path_factory.mktemp("postgres")
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own are closed to other users
     root = getpass.getuser() == "root"
     if root:  # which PostgreSQL refuses to be
-        for place in (folder, folder.parent, folder.parent.parent):
-            place.chmod(place.stat().st_mode | 0o711)
         shutil.chown(folder, "postgres")
     as_user = ["runuser", "-u", "postgres", "--"] if root else []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -35,3 +34,4 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-p {port} -h 127.0.0.1 -k {folder} -F", "start")
     yield f"postgresql://digits@127.0.0.1:{port}/postgres"
     run("pg_ctl", "-m", "immediate", "stop")
+    shutil.rmtree(folder)

@@ -101,6 +101,7 @@ def test_the_same_in_postgresql(postgres: str, tmp_path: Path):
     second.finish(back, TrialState.COMPLETE, 0.5)
     first._own.clear()  # it was only thought to be gone
     first.finish(lost, TrialState.COMPLETE, 0.1)
+    its.close()
     others.close()
     assert load(tmp_path / "s", postgres, "s").trials[0].value == 0.5
     assert load(tmp_path / "s", postgres, "another") is None
