@@ -301,6 +301,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder, and say where it is")
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the namespaces and the database go, too
     folder = Path(tempfile.mkdtemp(prefix="search-"))
     heading, lines, right = globals()[options.what](options, folder)
     print("\n".join(lines))
