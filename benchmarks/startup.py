@@ -56,7 +56,7 @@ if __name__ == "__main__":
         f'python -c "{YARDSTICK}"': ["-c", YARDSTICK],
         "mnist_lightning --help": [*package, "--help"],
         "mnist_lightning fitt (no such command)": [*package, "fitt"],
-        "mnist_lightning report": [*package, "report"],
+        "mnist_lightning report nope (no such run)": [*package, "report", "nope"],
         "mnist_lightning fit --help": [*package, "fit", "--help"],
         "mnist_lightning fit --trainer.max_epoks 3 (no such flag)": [
             *package,
@@ -67,7 +67,7 @@ if __name__ == "__main__":
     }
     taken: dict[str, list[float]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory() as folder:
-        steps = [first_step(folder) for _ in range(options.rounds)]  # leaves runs for `report` to show
+        steps = [first_step(folder) for _ in range(options.rounds)]  # leaves runs among which `report` looks
         for turn in range(options.rounds + 1):
             for name, words in commands.items():
                 spent = seconds(words, folder)
