@@ -75,7 +75,7 @@ class MNISTDataModule(LightningDataModule):
         subset: str | None = None,
         label: str = "auto",
         cache: bool = True,
-        classes: str | list[str] | None = None,
+        classes: str | list[str | int] | None = None,
         balance: Literal["none", "loss", "draw"] = "none",
     ) -> None:
         super().__init__()
@@ -189,8 +189,8 @@ class MNISTDataModule(LightningDataModule):
         """The images of the classes that are wanted, in the order of the network's classes."""
         wanted = self.hparams["classes"]
         if wanted is not None:
-            words = wanted.split(",") if isinstance(wanted, str) else wanted
-            digits = only(digits, [str(word).strip() for word in words])
+            words = wanted.strip("[]").split(",") if isinstance(wanted, str) else wanted  # also as YAML writes it
+            digits = only(digits, [str(word).strip(" '\"") for word in words])
         if self.expected_names and digits.names != self.expected_names:
             held = {digits.names[at] for at in digits.labels.unique().tolist()}
             if strange := sorted(held - set(self.expected_names)):

@@ -203,6 +203,9 @@ def load_fitting_weights(model: nn.Module, checkpoint: dict[str, Any], path: Pat
     own, given = model.state_dict(), checkpoint["state_dict"]
     fitting = {name: given[name] for name in own if getattr(given.get(name), "shape", None) == own[name].shape}
     if not fitting:
-        raise UserError(f"{path} has no weight that fits into this {type(model).__name__}")
+        raise UserError(
+            f"{path} has no weight that fits into this {type(model).__name__}: give the --config or --model with its "
+            "settings that it was trained with"
+        )
     model.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]

@@ -16,6 +16,7 @@ from mnist_lightning.data.sources import read as read_digits
 from mnist_lightning.data.synthetic import synthetic_digits
 from mnist_lightning.data.tables import write_text
 from mnist_lightning.errors import BadSetting, UserError
+from mnist_lightning.settings import parsed
 
 
 def module(root: Path, **options) -> MNISTDataModule:
@@ -342,6 +343,14 @@ def test_some_classes_are_numbered_anew_and_keep_their_names(tiny_mnist):
         assert torch.equal(kept.images, expected)
         names = [some.names[label] for label in kept.labels.tolist()]
         assert names == [str(label) for label in all_of.labels.tolist() if label in (3, 5, 8)]
+
+
+@pytest.mark.parametrize("written", [[8, 3, 5], ["8", "3", "5"], "[8, 3, 5]", "['8', '3', '5']", "8, 3, 5"])
+def test_classes_are_taken_as_yaml_and_python_write_them(tiny_mnist, written):
+    given = parsed("fit", {"data.classes": written, "data.root": str(tiny_mnist), "data.val_size": 10})
+    data = given.data.make()
+    data.setup("fit")
+    assert data.names == ("3", "5", "8")
 
 
 def test_a_class_that_is_not_there_is_named(tiny_mnist):
