@@ -179,7 +179,7 @@ def check(reader, root: Path, size: int, seed: str, measured: bool) -> bool:
     assert str(root) in told, seed
     assert "\n" not in told, seed
     assert peak < 25_000_000 + 30 * size, f"{seed}: {peak} bytes"
-    assert time.process_time() - start < 3, seed
+    assert measured or time.process_time() - start < 3, seed  # what is traced takes up to a hundred times as long
     return read
 
 
