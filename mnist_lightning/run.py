@@ -264,6 +264,7 @@ def differences(
     """
     from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+    from mnist_lightning.settings import defaults_of
     from mnist_lightning.training.checkpoints import STATE, plain
 
     state = checkpoint[STATE]
@@ -272,9 +273,10 @@ def differences(
     same_ranks = state["world_size"] == trainer.world_size
     names = ["normalize", "seed", "train_size", "val_size", "folds", "fold", "classes", "subset"]
     names += ["batch_size"] * same_ranks
+    # a setting that the checkpoint's version did not have was as it is by default
+    old_model, old_data = defaults_of(type(model)) | old_model, defaults_of(type(data)) | old_data
     compared = [(f"model.{name}", old_model.get(name), new) for name, new in sorted(model.hparams.items())]
-    compared += [(f"data.{name}", old_data.get(name), data.hparams.get(name)) for name in names]
-    compared += [("data.balance", old_data.get("balance", "none"), data.hparams.get("balance", "none"))]
+    compared += [(f"data.{name}", old_data.get(name), data.hparams.get(name)) for name in [*names, "balance"]]
     compared += [("trainer.precision", state["precision"], str(trainer.precision))]
     compared += [("freeze", state.get("freeze") or [], freeze or [])]
     if not any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):

@@ -250,6 +250,15 @@ def taken_by(flag: str, kind: type) -> set[str]:
     return {name.removeprefix("--") for name in _flags(_add_class(_parser(), flag, kind))}
 
 
+def defaults_of(kind: type) -> dict[str, Any]:
+    """What a class's settings are by default, those that its bases take among them."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        own = inspect.signature(base.__init__).parameters if "__init__" in vars(base) else {}
+        found |= {name: one.default for name, one in own.items() if one.default is not one.empty}
+    return found
+
+
 def _flags(parser: Any) -> dict[str, Any]:
     """What describes each setting: a parser's actions, by their flags."""
     return {action.option_strings[0]: action for action in parser._actions if hasattr(action, "_typehint")}

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from samples import content, content_of_3207afc, trained
 
 from mnist_lightning.errors import UserError
+from mnist_lightning.models import MLP
 from mnist_lightning.run import Run, base_name, differences, run_and_file
 from mnist_lightning.training.checkpoints import STATE, write_checkpoint
 
@@ -397,6 +398,15 @@ def resumed(checkpoint: dict, model: dict = {}, data: dict = {}, **changes) -> l
 )  # fmt: skip
 def test_what_would_go_otherwise_is_told_in_flags(changes, told):
     assert resumed(trained(), **changes) == told
+
+
+@pytest.mark.parametrize(("norm", "told"), [(False, []), (True, ["--model.norm was False, is True"])])
+def test_a_setting_that_an_earlier_version_did_not_have_was_as_by_default(norm, told):
+    model = MLP(hidden=[4], norm=norm)
+    checkpoint = trained()
+    checkpoint["hyper_parameters"] = {name: value for name, value in model.hparams.items() if name != "norm"}
+    data = SimpleNamespace(hparams=checkpoint["datamodule_hyper_parameters"])
+    assert differences(checkpoint, model, data, trainer()) == told
 
 
 def test_of_own_classes_is_compared_what_can_be():
