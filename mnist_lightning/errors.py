@@ -23,7 +23,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
     near = difflib.get_close_matches(word.lstrip("-").lower(), names, n=1)
     if near:
         return f"did you mean {names[near[0]]}?"
-    return f"there are {', '.join(sorted(names.values()))}" if len(names) <= 12 else "see --help"
+    return f"there are {', '.join(sorted(names.values()))}" if len(names) <= 20 else "see --help"
 
 
 def first_line(error: BaseException) -> str:

@@ -255,8 +255,8 @@ WORDS = [
     ("--dat.root x", "there is no group of flags --dat; did you mean --data?"),
     (
         "--trainer x",
-        "there is no flag --trainer; there are --ckpt_path, --config, --data, --debug, --freeze, --init_from, --model, "
-        "--run, --seed",
+        "there is no flag --trainer; there are --ckpt_path, --config, --data, --debug, --folds, --freeze, --init_from, "
+        "--model, --run, --seed, --seeds",
     ),
     ("--model.hiden [3]", "there is no flag --model.hiden; did you mean --model.hidden?"),
     ("--model MPL", "--model: there is no 'MPL'; did you mean MLP?"),
