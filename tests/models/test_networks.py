@@ -78,7 +78,7 @@ def test_cnn_knows_the_size_that_its_stages_leave(options: dict[str, Any], flat:
         (MLP, {"label_smoothing": 0.1, "loss": "mse"}, "--model.label_smoothing is 0.1; it is"),
         (MLP, {"activation": "Relu"}, "--model.activation: there is no 'Relu'; did you mean ReLU?"),
         (MLP, {"optimizer": "adam"}, "--model.optimizer: there is no 'adam'; did you mean Adam?"),
-        (MLP, {"optimizer": "Optimizer"}, "--model.optimizer: there is no 'Optimizer'; see --help"),
+        (MLP, {"optimizer": "Optimizer"}, "--model.optimizer: there is no 'Optimizer'; there are ASGD, "),
         (MLP, {"scheduler": "StepLr"}, "--model.scheduler: there is no 'StepLr'; did you mean StepLR?"),
     ],
 )
