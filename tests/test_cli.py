@@ -141,6 +141,7 @@ def process(*words: object, **environment: str) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_process(cli, tiny_mnist: Path):
     """MNIST_ROOT, exit statuses, and nothing on the screen that is not ours."""
     words = "--model MLP --model.hidden [8] --data.source mnist --data.val_size 50 --trainer.max_epochs 1"

@@ -4,6 +4,7 @@ import os
 
 import pytest
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.errors import BadSetting
 from mnist_lightning.launchers import Launched, as_launched, launched
@@ -23,6 +24,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_NTASKS_PER_NODE", "SLURM_NODEID", "SLURM_LOCALID"):
         monkeypatch.setenv(name, "0")  # so that it is undone
         monkeypatch.delenv(name)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # a Trainer sets it for the whole process
 
 
 @pytest.fixture
