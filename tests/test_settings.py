@@ -50,6 +50,7 @@ def test_words_win_over_files_and_later_files_over_earlier(tmp_path: Path):
     assert (config.run, config.trainer.settings["max_epochs"], config.model.settings["lr"]) == ("c", 2, 0.03)
 
 
+@pytest.mark.slow
 def test_a_recipe_is_found_by_its_name_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for file in RECIPES:

@@ -142,6 +142,7 @@ def test_a_plain_lightning_user_loads_it(overconfident: str, tiny_mnist: Path):
     )
 
 
+@pytest.mark.slow
 def test_the_table_of_predict_and_the_report_use_it(overconfident: str, tiny_digits, cli, capsys):
     images, labels = tiny_digits[1][0], tiny_digits[1][1].long()
     predictor = Predictor(RUNS / overconfident)

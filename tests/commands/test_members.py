@@ -93,6 +93,7 @@ def test_a_killed_one_goes_on(fit, cli, tiny, tmp_path: Path, monkeypatch: pytes
             assert (RUNS / "a" / name / file).read_bytes() == (RUNS / "whole" / name / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_of_a_recipe_that_says_not_how_many_are_held_out(cli, tiny: list[str]):
     at = tiny.index("--data.val_size")
     words = tiny[:at] + tiny[at + 2 :]

@@ -48,6 +48,7 @@ def page(folder: Path) -> str:
 # ---------------------------------------------------------------------- tables
 
 
+@pytest.mark.slow
 def test_runs_of_fit(fit, cli):
     fit("--run", "a", "--trainer.max_epochs", 3)
     fit("--run", "[b]")

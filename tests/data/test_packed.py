@@ -99,6 +99,7 @@ def test_all_pictures_of_an_archive(tmp_path: Path, tiny_digits, name: str):
     assert digits.labels[:300].equal(labels[:300])
 
 
+@pytest.mark.slow
 def test_what_is_out_of_proportion(tmp_path: Path):
     empty = bytes(1 << 28)
     for name, content in {

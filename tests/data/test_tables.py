@@ -243,6 +243,7 @@ def test_what_is_no_table_of_pixels(tmp_path: Path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.slow
 def test_utf_16(tmp_path: Path, encoding: str):
     images, labels = some(500)
     content = "\ufeff".encode(encoding) + table(images, labels.tolist(), end="\r\n").decode().encode(encoding)

@@ -50,6 +50,7 @@ def same_training(one: Path, many: Path) -> None:
         "--data.val_size 59 --trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.3",
     ],
 )
+@pytest.mark.slow
 def test_ranks_with_the_same_global_batch_are_one_process_within_tolerance(start, ranks, tmp_path, words, world):
     command = ("fit", *SGD, *words.split(), "--data.batch_size")
     ended(start(*command, 12, "--run", "one"))

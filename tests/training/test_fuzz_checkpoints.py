@@ -234,6 +234,7 @@ def loads_or_refuses(file: Path, told: str) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # zipfile's, of a name that is there twice
+@pytest.mark.slow
 def test_mutated_checkpoints(good, canary, tmp_path):
     data = (good).read_bytes()
     checkpoint = read_checkpoint(good)

@@ -92,6 +92,7 @@ def test_resumed_in_another_folder(start, undisturbed, tmp_path):
     assert (tmp_path / "runs" / "a" / "last.ckpt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_processes_never_write_to_one_run(start, tmp_path):
     first = start("fit", *NET, "--run", "a", "--trainer.max_epochs", 10_000)
     first.wait_for("epoch 1/")
