@@ -254,7 +254,7 @@ def defaults_of(kind: type) -> dict[str, Any]:
     """What a class's settings are by default, those that its bases take among them."""
     found: dict[str, Any] = {}
     for base in reversed(kind.__mro__[:-1]):
-        own = inspect.signature(base.__init__).parameters if "__init__" in vars(base) else {}
+        own = inspect.signature(vars(base)["__init__"]).parameters if "__init__" in vars(base) else {}
         found |= {name: one.default for name, one in own.items() if one.default is not one.empty}
     return found
 
