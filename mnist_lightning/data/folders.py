@@ -28,6 +28,7 @@ AT_ONCE = 4096  # pictures of one piece of work
 MOST_BYTES = 1 << 26  # of a picture in an archive
 LARGE = 1 << 18  # pixels, above which files are not decoded together
 GATHERED = 1 << 22  # bytes that are
+MOST_WAITING = 1 << 26  # bytes of files that wait to be decoded one by one
 Content = Callable[[Path], bytes]
 
 
@@ -116,30 +117,40 @@ def _read(where: Path, paths: list[Path], labels: dict[Path, str], content: Cont
 
 
 def images_of(paths: list[Path], content: Content) -> Tensor:
-    """uint8 [N, 28, 28] of pictures of any kinds and sizes; in threads, as most of the time goes into opening files."""
+    """uint8 [N, 28, 28] of pictures of any kinds and sizes; what Pillow has to decode, in threads."""
     images = torch.empty(len(paths), SIDE, SIDE, dtype=torch.uint8)
-    starts = range(0, len(paths), AT_ONCE)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        try:
-            list(pool.map(lambda at: _fill(images[at : at + AT_ONCE], paths[at : at + AT_ONCE], content), starts))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for at in range(0, len(paths), AT_ONCE):
+            _fill(images[at : at + AT_ONCE], paths[at : at + AT_ONCE], content, pool)
     return images
 
 
-def _fill(images: Tensor, paths: list[Path], content: Content) -> None:
-    """Puts the pictures into `images`; plain PNG files of one size are decoded together."""
+def _fill(images: Tensor, paths: list[Path], content: Content, pool: ThreadPoolExecutor) -> None:
+    """Puts the pictures into `images`; plain PNG files of one size are decoded together, in this thread.
+
+    Opening and looking at small files holds the interpreter: in two threads it takes a third longer than in one.
+    """
     plain: dict[tuple[int, ...], list[tuple[int, png.Rows]]] = defaultdict(list)
+    others: list[tuple[int, bytes]] = []
+    waiting = 0  # bytes of the others
+
+    def decoded(one: tuple[int, bytes]) -> None:
+        images[one[0]] = fitted(_of_any(paths[one[0]], one[1])[None])[0]
+
     for at, path in enumerate(paths):
         data = content(path)
         rows = png.rows_of(data, LARGE)
-        if rows is None:
-            images[at] = fitted(_of_any(path, data)[None])[0]
-        else:
+        if rows is not None:
             plain[rows.shape].append((at, rows))
             if len(plain[rows.shape]) * len(rows.content) > GATHERED:
                 _fill_plain(images, plain.pop(rows.shape))
+            continue
+        others.append((at, data))
+        waiting += len(data)
+        if waiting > MOST_WAITING:
+            list(pool.map(decoded, others))
+            others, waiting = [], 0
+    list(pool.map(decoded, others))
     for files in plain.values():
         _fill_plain(images, files)
 
