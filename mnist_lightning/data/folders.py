@@ -30,6 +30,7 @@ LARGE = 1 << 18  # pixels, above which files are not decoded together
 GATHERED = 1 << 22  # bytes that are
 MOST_WAITING = 1 << 26  # bytes of files that wait to be decoded one by one
 Content = Callable[[Path], bytes]
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe would be waited for
 
 
 def pictures_among(files: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -162,16 +163,19 @@ def _fill_plain(images: Tensor, files: list[tuple[int, png.Rows]]) -> None:
 
 def _content(path: Path) -> bytes:
     try:
-        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file = os.open(path, _READ)  # half of what open() costs, which counts with 60,000 files
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"{path} is a pipe or a device, not a picture: remove it")
-            return file.read()
+            content = os.read(file, status.st_size)
+            while more := os.read(file, 1 << 20):
+                content += more
+            return content
+        finally:
+            os.close(file)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): check path and permissions") from error
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would be waited for
 
 
 class _Zip:
