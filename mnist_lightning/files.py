@@ -11,6 +11,15 @@ from typing import IO
 
 from mnist_lightning.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+try:
+    import msvcrt
+except ImportError:  # all but Windows
+    msvcrt = None  # type: ignore[assignment]
+
 
 def write_whole(
     content: str | bytes | memoryview, path: Path, also: Path | None = None, previous: Path | None = None
@@ -98,3 +107,21 @@ def is_device(path: Path) -> bool:
 def unwritable(path: Path, error: OSError) -> UserError:
     """What a person is told when a file cannot be written."""
     return UserError(f"{path} cannot be written: {error.strerror or error}: make room or mend the folder")
+
+
+# ---------------------------------------------------------------------- held by one process
+
+
+def locked(descriptor: int) -> bool:
+    """Whether this process now has the lock of an open file, which the system takes back when it ends, however.
+
+    False: another has it. Raises OSError on a file system without locks.
+    """
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif msvcrt:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        return True
+    except (BlockingIOError, PermissionError):
+        return False

@@ -12,19 +12,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
+from mnist_lightning import files
 from mnist_lightning.errors import UserError
-from mnist_lightning.files import write_whole
+from mnist_lightning.files import locked, write_whole
 from mnist_lightning.processes import is_first_process, job_of, restarted_by
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-try:
-    import msvcrt
-except ImportError:  # all but Windows
-    msvcrt = None  # type: ignore[assignment]
-
+LOCK = ".lock"
 MEMBER = re.compile(r"(seed|fold)-(\d+)")  # what `fit --seeds` and `--folds` call the runs inside a run
 TRAINED = re.compile(r"^# last trained (\S+)$", re.MULTILINE)  # a line of config.yaml, which travels with the run
 
@@ -72,7 +65,7 @@ class Run:
                 if exact:
                     break
             run.hold()  # another process may be making it
-            there = {file.name for file in run.folder.iterdir()} - {f".{run.config.name}.tmp"}  # half written
+            there = {file.name for file in run.folder.iterdir()} - {LOCK, f".{run.config.name}.tmp"}  # half written
         except OSError as error:
             raise UserError(
                 f"no run folder can be made in {root}: {error.strerror}; see --trainer.default_root_dir"
@@ -161,38 +154,28 @@ class Run:
 
         Waits so many seconds for another one: it may have been told to stop, and still be writing.
         """
-        if fcntl is None and msvcrt is None:
-            return
-        # Windows opens no folders, and locks bytes of files
-        self._held = os.open(self.folder, os.O_RDONLY) if fcntl else os.open(self._lock, os.O_RDWR | os.O_CREAT)
         deadline = time.monotonic() + patience
-        while True:
-            try:
-                if fcntl:
-                    return fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return msvcrt.locking(self._held, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, no-any-return]
-            except (BlockingIOError, PermissionError):
+        with suppress(OSError):  # a folder that cannot be written to, a file system without locks
+            self._held = os.open(self._lock, os.O_RDONLY if self._lock == self.folder else os.O_RDWR | os.O_CREAT)
+            while not locked(self._held):
                 if time.monotonic() > deadline:
                     self.release()
-                    raise UserError(
-                        f"{self} is being trained by another process: wait, or choose another --run"
-                    ) from None
+                    raise UserError(f"{self} is being trained by another process: wait, or choose another --run")
                 time.sleep(0.1)
-            except OSError:  # a file system without locks
-                return None
 
     @property
     def _lock(self) -> Path:
-        """The file that is locked where folders cannot be."""
-        return self.folder / ".lock"
+        """What is locked: the folder; on Windows, where folders cannot be opened, a file in it."""
+        return self.folder if files.fcntl else self.folder / LOCK
 
     def release(self) -> None:
         """Lets others write to the run."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
-            with suppress(OSError):  # others have it open
-                self._lock.unlink(missing_ok=True)
+            if self._lock != self.folder:
+                with suppress(OSError):  # others have it open
+                    self._lock.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ its checkpoints
 

@@ -252,11 +252,13 @@ def test_one_at_a_time_on_windows(tmp_path, monkeypatch):
         except BlockingIOError:
             raise PermissionError(13, "Permission denied") from None
 
-    monkeypatch.setattr("mnist_lightning.run.fcntl", None)
-    monkeypatch.setattr("mnist_lightning.run.msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
+    monkeypatch.setattr("mnist_lightning.files.fcntl", None)
+    monkeypatch.setattr("mnist_lightning.files.msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
     test_one_at_a_time(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("mnist_lightning.run.msvcrt", None)
+    Run.new(tmp_path, "a").release()
+    assert Run.new(tmp_path, "a", exact=True).folder == tmp_path / "a"  # nobody got as far as its settings
+    monkeypatch.setattr("mnist_lightning.files.msvcrt", None)
     Run(tmp_path).hold()
 
 

@@ -236,5 +236,9 @@ def _write_predictions(result: dict[str, Any], path: Path) -> None:
     writer = csv.writer(text)
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
-    write_whole(text.getvalue(), path)
+    try:
+        write_whole(text.getvalue(), path)
+    except UserError as error:
+        print(text.getvalue(), end="")
+        raise UserError(f"{error}; the table is on standard output") from error
     say(f"{len(positions):,} predictions for {result['source']} test images: {path}")

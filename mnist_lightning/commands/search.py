@@ -1,6 +1,5 @@
 """`search`: better settings for a recipe, by many short trainings."""
 
-import os
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,13 +45,14 @@ def command(name: str, words: list[str], signals: Signals) -> None:
     asked, settings = split(pairs)
     with needs("search", "search"):
         import optuna  # noqa: F401
-    from mnist_lightning.searching.team import Team
+    from mnist_lightning.searching.team import Team, cores
 
     again = f"python -m mnist_lightning search {shlex.join(words)}".rstrip()
     with ExitStack() as stack:
-        team = Team(asked.jobs or _jobs(settings))  # they import torch while this process does
+        team = Team(asked.jobs or (1 if _has_gpu(settings) else cores()))  # they import torch while this process does
         stack.callback(team.end)
-        from mnist_lightning.searching.search import Search, make_plan
+        from mnist_lightning.searching.plan import make_plan
+        from mnist_lightning.searching.search import Search
 
         signals.imported()
         plan = make_plan(settings, asked)
@@ -77,9 +77,7 @@ def _stoppable(signals: Signals, folder: Path, again: str) -> Iterator[None]:
         signals.deferred = False
 
 
-def _jobs(settings: Pairs) -> int:
-    """Trials beside each other: one a core; on a GPU one, which it has to itself."""
+def _has_gpu(settings: Pairs) -> bool:
+    """Whether trials train on a GPU, which one then has to itself; asked of the system, as torch takes seconds."""
     accelerator = merged(with_files(settings)).get("trainer.accelerator", "auto")
-    if accelerator != "cpu" and any(Path("/proc/driver/nvidia/gpus").glob("*")):
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return accelerator != "cpu" and any(Path("/proc/driver/nvidia/gpus").glob("*"))

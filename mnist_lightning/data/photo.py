@@ -73,8 +73,7 @@ def grey_levels(picture: Image.Image) -> Grey:
         picture.draft(None, (2000, 2000))  # a JPEG is decoded at a half or a quarter
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
-        values = np.asarray(picture, dtype=np.float32)
-        values = np.nan_to_num(values)
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
         low, high = float(values.min()), float(values.max())
         top = next((top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top), None)
         return values * (255 / top) if top else (values - low) * (255 / max(high - low, 1e-9))

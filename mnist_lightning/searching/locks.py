@@ -1,7 +1,6 @@
 """Who trains which trial: locks that the system takes from a process when it ends, however it does."""
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +8,7 @@ from typing import Any, Protocol
 from zlib import crc32
 
 from mnist_lightning.errors import UserError, first_line
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from mnist_lightning.files import locked
 
 PATIENCE = 60.0  # seconds that another process may take for a line of the journal, or to draw a trial
 # A machine that says nothing for so many seconds is asked, so often, whether it is there: then its trials are free.
@@ -60,18 +55,14 @@ class FileLocks:
         except OSError as error:
             raise UserError(f"{file} cannot be written: {error.strerror}: make room or mend the folder") from error
         try:
-            if sys.platform == "win32":
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(descriptor)
-            return False
+            if locked(descriptor):
+                self._held[name] = descriptor
+                return True
         except OSError as error:
             os.close(descriptor)
             raise UserError(f"{self.folder} is on a file system without locks: use --storage postgresql://…") from error
-        self._held[name] = descriptor
-        return True
+        os.close(descriptor)
+        return False
 
     def release(self, name: str) -> None:
         os.close(self._held.pop(name))

@@ -18,14 +18,12 @@ from mnist_lightning.files import write_whole
 from mnist_lightning.processes import Signals
 from mnist_lightning.searching import end
 from mnist_lightning.searching.conduct import Conductor, Ended
-from mnist_lightning.searching.plan import Plan, make_plan, prepare
+from mnist_lightning.searching.plan import Plan, prepare
 from mnist_lightning.searching.screen import Screen, final_table, in_words, seeds_in_words, shown, with_std
 from mnist_lightning.searching.storage import open_database, open_journal, quiet, study_errors
 from mnist_lightning.searching.study import Study, final_name
 from mnist_lightning.searching.team import Team
 from mnist_lightning.words import Pairs
-
-__all__ = ["Search", "make_plan"]
 
 
 @dataclass

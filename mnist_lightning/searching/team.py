@@ -15,6 +15,11 @@ from typing import Any
 STOPPING = 60.0  # seconds that a training may take to write its checkpoint
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Worker:
     """One of them: its process, and the line to it."""
 
@@ -70,8 +75,7 @@ class Team:
     """So many workers; one that dies is replaced."""
 
     def __init__(self, jobs: int, lent: Path | None = None) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.jobs, self.threads, self.lent = jobs, max(1, cores // jobs), lent
+        self.jobs, self.threads, self.lent = jobs, max(1, cores() // jobs), lent
         self._answers: queue.Queue[tuple[Worker, dict[str, Any] | None]] = queue.Queue()
         self.workers: list[Worker] = []
         self.fill()

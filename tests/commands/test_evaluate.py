@@ -208,3 +208,15 @@ def test_what_cannot_be_averaged(fit, cli):
     assert (result.status, one_line(result)) == (2, "--ckpt_path: validate takes one checkpoint; test averages several")
     result = cli("test", "--ckpt_path", "a", "a", "--run", "a")
     assert (result.status, one_line(result)) == (2, "--run goes with one checkpoint: --ckpt_path names 2")
+
+
+def test_predictions_that_cannot_be_written_are_shown(fit, cli):
+    fit("--run", "a")
+    (RUNS / "a" / "predictions.csv").mkdir()
+    result = cli("predict", "--run", "a")
+    assert result.status == 1
+    assert result.err.count("\n") == 1
+    assert "a/predictions.csv cannot be written: " in result.err
+    assert result.err.endswith("; the table is on standard output\n")
+    rows = list(csv.DictReader(result.out.splitlines()))
+    assert [row["image"] for row in rows] == [str(at) for at in range(100)]
