@@ -105,7 +105,7 @@ class Study:
         with self._alone():
             running = self.trials(TrialState.RUNNING)
             for frozen in running:
-                if frozen.number not in self._own and self.locks.hold(self._lock(frozen.number)):
+                if self.locks.hold(self._lock(frozen.number)):  # not one of this process's own either
                     if frozen.number in {trial.number for trial in self.trials(TrialState.RUNNING)}:
                         return self._drawn(partial(Trial, self.optuna, frozen._trial_id), frozen.number)
                     self.locks.release(self._lock(frozen.number))  # it was finished meanwhile

@@ -128,6 +128,17 @@ def test_kinds_of_files(tmp_path: Path, suffix: str):
     assert int(difference.abs().max()) <= (5 if suffix in (".jpg", ".webp") else 0)
 
 
+def test_files_that_come_in_pieces(tmp_path: Path, monkeypatch):
+    """Decoded a few at a time; some file systems hand out less than was asked for."""
+    images, read = some(5), os.read
+    put(tmp_path, images, [0, 1, 0, 1, 0], ".bmp")
+    put(tmp_path, images[:1], [2])
+    monkeypatch.setattr(folders, "MOST_WAITING", 3000)  # two and a bit
+    monkeypatch.setattr(folders.os, "read", lambda descriptor, most: read(descriptor, min(most, 100)))
+    (part,) = parts(tmp_path)
+    assert sorted(part.read().images.flatten(1).tolist()) == sorted(images[[0, 0, 1, 2, 3, 4]].reshape(6, -1).tolist())
+
+
 def test_modes(tmp_path: Path):
     """Grey, two levels, colour, palette, 16 bits and transparency, all of one picture."""
     ink = np.zeros((28, 28), np.uint8)

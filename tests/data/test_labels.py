@@ -39,6 +39,10 @@ def test_names_that_say_nothing(form: str):
     assert labels_of(paths, []) == ({}, "")
 
 
+def test_numbers_that_only_count():
+    assert labels_of([Path(f"img_{at}.png") for at in range(10)], []) == ({}, "")
+
+
 @pytest.mark.parametrize("name", ["labels.csv", "labels.tsv", "train/index.txt"])
 @pytest.mark.parametrize("header", [("filename", "label"), ("id", "digit"), None])
 def test_in_a_table(tmp_path: Path, name: str, header):

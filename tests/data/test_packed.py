@@ -99,6 +99,18 @@ def test_all_pictures_of_an_archive(tmp_path: Path, tiny_digits, name: str):
     assert digits.labels[:300].equal(labels[:300])
 
 
+def test_what_is_no_file_in_a_tar_archive(tmp_path: Path):
+    """Links, pipes and devices under names that would be read."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE):
+            member = tarfile.TarInfo(f"train/3/{kind.decode()}.png")
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+        member = tarfile.TarInfo("train/3/9.png")
+        archive.addfile(member)
+    assert items_of(tmp_path / "a.tar") == [Item(tmp_path / "a.tar", "train/3/9.png")]
+
+
 @pytest.mark.slow
 def test_what_is_out_of_proportion(tmp_path: Path):
     empty = bytes(1 << 28)
@@ -108,6 +120,11 @@ def test_what_is_out_of_proportion(tmp_path: Path):
     }.items():
         (tmp_path / name).write_bytes(content)
     assert [str(item) for item in items_of(tmp_path / "a.tar.gz")] == [str(tmp_path / "a.tar.gz")]
+    large = io.BytesIO()
+    with zipfile.ZipFile(large, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("t10k-images-idx3-ubyte", empty)
+    (tmp_path / "b.zip").write_bytes(zipped({"inner.zip": large.getvalue()}))
+    assert items_of(tmp_path / "b.zip") == [Item(tmp_path / "b.zip", "inner.zip")]  # nobody looks into that
     (item,) = items_of(tmp_path / "a.zip")
     with pytest.raises(UserError, match="more than a zip file of"), unpacked(item) as source:
         source.check(1 << 28, str(item))

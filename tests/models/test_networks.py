@@ -39,6 +39,7 @@ def test_mlp():
         ({"channels": [3], "padding": -2, "kernel_size": 5}, 3 * 10 * 10),  # 24, 20, halved
         ({"channels": [3, 7], "stride": [1, 2], "pool": 1, "kernel_size": [3, 5], "padding": [0, 2]}, 7 * 13 * 13),
         ({"channels": [3], "stride": 3, "kernel_size": 5}, 3 * 4 * 4),  # 24 and less by threes: 8, halved
+        ({"channels": [3, 4, 7], "stride": 2, "pool": 1, "padding": 1}, 7 * 4 * 4),  # 14, 7, 4
         ({"channels": []}, 784),
     ],
 )
