@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mnist_lightning.data import cache, png
 from mnist_lightning.data.digits import ARRAYS, PICTURES, SIDE, Digits, Part, digits_of, fitted, kind_of
-from mnist_lightning.data.labels import class_names, labels_of
+from mnist_lightning.data.labels import class_names, is_table, labels_of
 from mnist_lightning.data.packed import contents_of, items_of
 from mnist_lightning.errors import UserError, first_line
 
@@ -47,10 +47,11 @@ def recognise(root: Path, files: list[Path], keep: bool = True) -> list[Part]:
     parts = _parts(root, pictures, _content, keep, others)
     for file in others:
         if file.suffix.lower() not in ARRAYS:
-            inside, _ = pictures_among([file / item.member for item in items_of(file)])
-            if members := [path.relative_to(file).as_posix() for path in inside]:
+            inside, besides = pictures_among([file / item.member for item in items_of(file)])
+            tables = [path for path in besides if is_table(path) and path != file] if inside else []
+            if members := [path.relative_to(file).as_posix() for path in inside + tables]:
                 packed = _Zip(file) if _is_zip(file, members) else _Packed(file, members)
-                parts += _parts(root, inside, packed.content, keep=False)
+                parts += _parts(root, inside, packed.content, keep=False, files=tables)
     return parts
 
 
@@ -84,7 +85,7 @@ def _parts(root: Path, pictures: list[Path], content: Content, keep: bool, files
         labels = {path: names[folder] for folder in inside for path in classes[folder]}
         parts += [_part(place, list(labels), labels, " in folders", root, content, keep)] if inside else []
         bare += [(folder, paths) for folder, paths in classes.items() if folder not in labelled]
-    found = [({}, "") if parts else labels_of(paths, files) for _, paths in bare]
+    found = [({}, "") if parts else labels_of(paths, files, content) for _, paths in bare]
     for (folder, paths), (labels, told) in zip(bare, found, strict=True):
         parts.append(_part(folder, paths, labels, told, root, content, keep))
     return parts

@@ -2,28 +2,36 @@
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mnist_lightning.data.columns import LABEL, plain
+from mnist_lightning.data.delimited import UTF16
 from mnist_lightning.data.digits import WORDS
+from mnist_lightning.errors import UserError
 
-_TABLES = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _MOST_BYTES = 1 << 26  # of a table
 _EACH = 4  # pictures of a class at least, on average, so that numbers which only count are no labels
 
 
-def labels_of(paths: list[Path], files: Iterable[Path]) -> tuple[dict[Path, str], str]:
+def labels_of(
+    paths: list[Path], files: Iterable[Path], content: Callable[[Path], bytes]
+) -> tuple[dict[Path, str], str]:
     """The label of each picture, and where they were found; none where no place is sure to hold them.
 
-    A table that names over half of the pictures is meant to name all of them.
+    A table that names over half of the pictures is meant to name all of them. `content`: that of one of the `files`.
     """
     for file in files:
-        if file.suffix.lower() in _TABLES and file.parent in (paths[0].parent, paths[0].parent.parent):
-            found = _in_table(paths, file)
+        if is_table(file) and file.parent in (paths[0].parent, paths[0].parent.parent):
+            found = _in_table(paths, file, content)
             if 2 * len(found) > len(paths):
                 return found, f" (labels in {file.name})"
     return _in_names(paths)
+
+
+def is_table(file: Path) -> bool:
+    """Whether names and labels may stand there."""
+    return file.suffix.lower() in (".csv", ".tsv", ".txt")
 
 
 def class_names(names: list[str]) -> list[str]:
@@ -56,25 +64,30 @@ def _is_class(name: str) -> bool:
     return bool(re.fullmatch(r"\d|[A-Za-z]", name)) or name.lower() in WORDS
 
 
-def _in_table(paths: list[Path], file: Path) -> dict[Path, str]:
+def _in_table(paths: list[Path], file: Path, content: Callable[[Path], bytes]) -> dict[Path, str]:
     """Of a table with a column of the files' names, with or without their endings, and one of labels."""
     by_name = {path.stem: path for path in paths} | {path.name: path for path in paths}
     try:
-        if file.stat().st_size > _MOST_BYTES:
+        if file.exists() and file.stat().st_size > _MOST_BYTES:
             return {}
-        text = file.read_text(encoding="utf-8-sig")
+        data = content(file)
+        text = data.decode("utf-16" if data.startswith(UTF16) else "utf-8-sig")
         head = text[: text.find("\n")]
         separator = next((sign for sign in ("\t", ";", ",") if sign in head), ",")
         rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=separator) if row]
-    except (OSError, ValueError, csv.Error):
+    except (OSError, UserError, ValueError, csv.Error):
         return {}
-    named = [at for at, cell in enumerate(rows[-1] if rows else []) if Path(cell.replace("\\", "/")).name in by_name]
-    if len(named) != 1 or len({len(row) for row in rows}) > 1:
+    if len({len(row) for row in rows}) != 1:
         return {}
-    others = [at for at in range(len(rows[0])) if at != named[0]]
+    # the column that names most pictures: labels can be names of pictures, too, of a few
+    columns = [
+        [by_name.get(Path(cell.replace("\\", "/")).name) for cell in column] for column in zip(*rows, strict=True)
+    ]
+    named = max(range(len(columns)), key=lambda at: len(set(columns[at])))
+    others = [at for at in range(len(columns)) if at != named]
     called = [at for at in others if LABEL.fullmatch(plain(rows[0][at]))]
     label = called if len(called) == 1 else others
     if len(label) != 1:
         return {}
-    found = {by_name.get(Path(row[named[0]].replace("\\", "/")).name): row[label[0]] for row in rows}
-    return {path: text for path, text in found.items() if path is not None and text}
+    found = zip(columns[named], (row[label[0]] for row in rows), strict=True)
+    return {path: text for path, text in found if path is not None and text}

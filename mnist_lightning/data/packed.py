@@ -168,16 +168,20 @@ def _entries(source: Unpacked) -> Iterator[_Entry]:
     if start[: len(_ZIP)] == _ZIP:
         archive = zipfile.ZipFile(source.file)
         for info in archive.infolist():
-            if info.filename[-1:] not in ("", "/"):  # a folder, or damaged
-                yield _Entry(info.filename, info.compress_size, info.file_size, "zip", partial(archive.open, info))
+            if info.filename[-1:] not in ("/", "\\") and (name := _inside(info.filename)):  # a folder, or damaged
+                yield _Entry(name, info.compress_size, info.file_size, "zip", partial(archive.open, info))
     elif start[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
         tar = tarfile.open(fileobj=source.file, mode="r:")  # noqa: SIM115  # closed with the file
         for member in tar:
             end = member.offset_data + member.size
             source.check(end, f"a tar archive announces {end:,} bytes")
-            if member.isreg() and not member.issparse():
-                name = member.name.removeprefix("./")
+            if member.isreg() and not member.issparse() and (name := _inside(member.name)):
                 yield _Entry(name, member.size, member.size, "tar", partial(tar.extractfile, member))
+
+
+def _inside(name: str) -> str:
+    """The name below the archive's, whatever it says: /data/3.png, ../3.png, data\\3.png."""
+    return "/".join(part for part in re.split(r"[/\\]", name) if part not in ("", ".", ".."))
 
 
 def read_all(source: Unpacked, body: int, claim: str, start: int) -> bytearray:

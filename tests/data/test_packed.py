@@ -99,6 +99,22 @@ def test_all_pictures_of_an_archive(tmp_path: Path, tiny_digits, name: str):
     assert digits.labels[:300].equal(labels[:300])
 
 
+@pytest.mark.parametrize("form", ["/data/train/{}/{}.png", "../../train/{}/{}.png", ".\\train\\{}\\{}.png"])
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_names_that_lead_out_of_an_archive(tmp_path: Path, tiny_digits, name: str, form: str):
+    (images, labels), _ = tiny_digits
+    files = {"..": b"", "/": b""}
+    for at in range(60):
+        out = io.BytesIO()
+        Image.fromarray(images[at].numpy()).save(out, "PNG")
+        files[form.format(int(labels[at]), at + 100)] = out.getvalue()
+    packed = zipped(files) if name == "a.zip" else gzip.compress(tarred(files))
+    (tmp_path / name).write_bytes(packed)
+    digits = sources.find(tmp_path).parts["train"][0].read()
+    assert digits.images.equal(images[:60])
+    assert [digits.names[label] for label in digits.labels] == [str(int(label)) for label in labels[:60]]
+
+
 def test_what_is_no_file_in_a_tar_archive(tmp_path: Path):
     """Links, pipes and devices under names that would be read."""
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
