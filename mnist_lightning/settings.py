@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from mnist_lightning.errors import BadSetting, UserError, first_line, nearest
 
-GROUPS = ("model", "data", "trainer", "checkpoint")
+GROUPS = ("model", "data", "trainer", "loop", "checkpoint")
 DEFAULTS = {"trainer.default_root_dir": "checkpoints"}
 FIT_DEFAULTS = DEFAULTS | {"trainer.max_epochs": 5, "trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 50}
 # Settings that are classes: where a name without a dot is looked for, what it must be, and what there is.
@@ -184,6 +184,8 @@ def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
         add("--seeds", type=int | None, default=None, help=members)
         folds = "Train so many networks, each validated on another share of the training images."
         add("--folds", type=int | None, default=None, help=folds)
+        how = "How optimizer steps are taken: eager, compiled several at once, or auto: what is faster in the end."
+        add("--loop.step", type=Literal["eager", "compiled", "auto"], default="eager", help=how)
         seconds = "Write last.ckpt this often inside an epoch; it is written at each epoch's end anyway."
         add("--checkpoint.every_n_seconds", type=float | None, default=30.0, help=seconds)
         steps = "Write last.ckpt after so many optimizer steps, too."

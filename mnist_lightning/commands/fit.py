@@ -96,7 +96,8 @@ def train_one(pairs: Pairs, signals: Signals, test: bool = True) -> Result:
     run = start.run or Run(start.root / start.name)
     keeper = RunKeeper(run, signals, **vars(config.checkpoint), seed=config.seed, freeze=patterns)
     ours = [SignalsAgain(signals), *([FrozenStatistics(patterns)] if patterns else [])]
-    trainer = make_trainer(asked | {"logger": False}, ours + ([] if trial else [keeper, Sessions(keeper)]), fit=True)
+    ours += [] if trial else [keeper, Sessions(keeper)]
+    trainer = make_trainer(asked | {"logger": False}, ours, fit=True, step=config.loop.step)
     if start.file:
         check_resumable(start, model, data, trainer, patterns)
     if isinstance(data, MNISTDataModule):

@@ -85,6 +85,11 @@ class DigitClassifier(LightningModule):
         self.log("train_loss_step", loss, on_step=True, on_epoch=False)
         return loss
 
+    def tell_several(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Logs what several training steps came to that were taken at once, a loss [steps] each."""
+        self._tell("train", losses.mean(), logits, labels)
+        self.log("train_loss_step", losses[-1], on_step=True, on_epoch=False)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._step("test" if dataloader_idx else "val", batch)  # a second loader has test images that are watched
 
@@ -97,16 +102,22 @@ class DigitClassifier(LightningModule):
 
     def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean loss [] of the batch; logs it and the accuracy as those of the stage's epoch."""
-        images, labels = batch[0], batch[1].long()
-        logits = self(images)
-        loss = self._loss(logits, labels)
+        loss, logits = self._outputs(batch)
+        self._tell(stage, loss, logits, batch[1].long())
+        return loss
+
+    def _outputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean loss [] and logits [n, classes]."""
+        logits = self(batch[0])
+        return self._loss(logits, batch[1].long()), logits
+
+    def _tell(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         accuracy: Any = self.accuracy[f"{stage}_acc"]
         accuracy.add(logits, labels)
         epoch: Any = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
         images_as_float: Any = float(len(labels))  # Lightning cuts the mean of whole numbers over ranks
         self.log(f"{stage}_loss", loss, batch_size=images_as_float, sync_dist=True, **epoch)
         self.log(f"{stage}_acc", accuracy, **epoch)
-        return loss
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if len(labels) == 0:  # a rank can have no image at the end of an epoch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lightning.errors import BadSetting
-from mnist_lightning.settings import GROUPS, parsed, yaml_value
+from mnist_lightning.settings import parsed, yaml_value
 from mnist_lightning.words import Pairs, merged
 
 KINDS = ("log", "uniform", "int")
@@ -115,7 +115,7 @@ def _dimensions(content: Mapping[Any, Any], prefix: str, where: str) -> list[Dim
 
 def _refuse(name: str, where: str) -> None:
     group = name.partition(".")[0]
-    if group == "checkpoint" or (group not in GROUPS and group in ("seed", "run", "config", "ckpt_path", "debug")):
+    if group in ("checkpoint", "loop", "seed", "run", "config", "ckpt_path", "debug"):
         raise BadSetting(f"{where}: {name} is no setting to search for: it changes no network")
     if name in NOT_SEARCHED:
         raise BadSetting(f"{where}: {name} is no setting to search for: {NOT_SEARCHED[name]}")

@@ -36,6 +36,8 @@ class RunKeeper(Checkpoint):
     accuracy, then the lowest validation loss; without validation images it is the last epoch.
     """
 
+    takes_several = True  # batches in one call of on_train_batch_end
+
     def __init__(
         self,
         run: Run,
@@ -85,6 +87,7 @@ class RunKeeper(Checkpoint):
             self._wait(trainer)  # a full disk shows now
         else:
             self._refuse_another_length(trainer, self.resumed)
+            self._go_on_stepping(trainer, self.resumed.get("step_by", "eager"))
         self.signals.deferred = True
 
     def on_train_batch_end(
@@ -159,9 +162,9 @@ class RunKeeper(Checkpoint):
         """The signal that came and whether it is time to save; a loss that is not finite ends the training."""
         bad, losses = 0, self._unseen
         if losses:
-            finite = torch.stack([loss.float() for loss in losses]).isfinite()
+            finite = torch.cat([loss.float().reshape(-1) for loss in losses]).isfinite()
             if not bool(finite.all()):
-                bad = trainer.global_step - len(losses) + int(finite.logical_not().int().argmax()) + 1
+                bad = trainer.global_step - len(finite) + int(finite.logical_not().int().argmax()) + 1
             self._unseen = []
         received, bad, due = self._agree(trainer, self.signals.received, bad, due)
         self._stop_if_bad(trainer, bad)
@@ -232,6 +235,7 @@ class RunKeeper(Checkpoint):
             "best": self.best,
             "model": model_name(module),
             "precision": trainer.precision,
+            "step_by": getattr(trainer.fit_loop.epoch_loop, "step", "eager"),
             "global_batch_size": getattr(trainer.train_dataloader, "global_batch_size", None),
             "world_size": trainer.world_size,
             "accumulate": trainer.accumulate_grad_batches,
@@ -265,6 +269,14 @@ class RunKeeper(Checkpoint):
         """Optimizer steps that a schedule is made for, where it matters."""
         cycles = any(isinstance(config.scheduler, OneCycleLR) for config in trainer.lr_scheduler_configs)
         return int(trainer.estimated_stepping_batches) if cycles else None
+
+    def _go_on_stepping(self, trainer: Trainer, before: str) -> None:
+        """Takes the steps as those before, if it is free to; else says so: the arithmetic is another."""
+        loop: Any = trainer.fit_loop.epoch_loop
+        if getattr(loop, "step", "eager") == "auto":
+            loop.step = before
+        elif getattr(loop, "step", "eager") != before != "auto" and trainer.is_global_zero:
+            say(f"The checkpoint's steps were {before}, now they are {loop.step}: the same but for rounding")
 
     def _refuse_another_length(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """An epoch or a schedule of another length would put the run at another place than it was at."""

@@ -3,8 +3,8 @@
 It does what Lightning's loop does, in its order, for any LightningModule and any loader, but calls only hooks that
 somebody overrides, and collects what was logged only when somebody looks. Which way is taken is decided at the start
 of each epoch: whatever is not fully known goes to Lightning's own code. Lightning's private names are in this file
-and the two that belong to it, optimization.py and loop_state.py; `training.trainer.quick` puts it in place for those
-versions of Lightning that the tests know.
+and those that belong to it, optimization.py, several.py and loop_state.py; `training.trainer.quick` puts it in place
+for those versions of Lightning that the tests know.
 """
 
 import random
@@ -24,6 +24,7 @@ from torch import Generator
 from mnist_lightning.data.loader import derived_seed, seed_generators
 from mnist_lightning.training.loop_state import restore_sums
 from mnist_lightning.training.optimization import OWN_WAYS, QuickOptimization
+from mnist_lightning.training.several import SeveralSteps, several_steps
 
 AROUND = ("on_train_batch_start", "on_train_batch_end")
 INSIDE = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
@@ -39,11 +40,12 @@ def overrides(thing: Any, hook: str, base: type) -> bool:
     return hook in vars(thing) or getattr(type(thing), hook, None) is not ORIGINALS[base][hook]
 
 
-def put_in_place(trainer: Trainer) -> None:
+def put_in_place(trainer: Trainer, step: str = "eager") -> None:
     """Makes the Trainer's loops quick. Only their class changes, so they keep what the Trainer has told them."""
     trainer.fit_loop.__class__ = QuickFit
     trainer.fit_loop.epoch_loop.__class__ = QuickLoop
     trainer.fit_loop.epoch_loop.automatic_optimization.__class__ = QuickOptimization
+    trainer.fit_loop.epoch_loop.step = step
 
 
 class QuickFit(_FitLoop):
@@ -63,6 +65,8 @@ class QuickLoop(_TrainingEpochLoop):
     seed: int | None = None  # if given, what is random in a batch is a function of it, the batches done, and the rank
     exactly_resumed = False  # from a place between two batches
     resumed_sums: dict[str, Any] | None = None  # of the epoch that the place is in
+    step = "eager"  # how steps are taken; or compiled, or auto until it is known which
+    _several: SeveralSteps | None = None
     _validates: bool | None = None
     _uncollected = False
     _drawn = False  # whether the order of the batches comes from random generators
@@ -130,6 +134,8 @@ class QuickLoop(_TrainingEpochLoop):
             and (trainer.world_size == 1 or not lightnings_signals)
         )
         if not self._quick:
+            if self.step != "eager":
+                self._several = several_steps(self, None, [], "Lightning's own code takes them here")
             return
         ready = getattr(self._loader, "device", None) == strategy.root_device  # and in float32
         self._moves = (
@@ -147,7 +153,13 @@ class QuickLoop(_TrainingEpochLoop):
         own = {hook for hook in (*AROUND, *INSIDE, *OWN_WAYS, "log") if overrides(module, hook, LightningModule)}
         self._starts, self._ends = (heard[hook] for hook in AROUND)
         self._module_start, self._module_end = (getattr(module, hook) if hook in own else None for hook in AROUND)
-        self.automatic_optimization.plan(any(heard[hook] or hook in own for hook in INSIDE), own)
+        inside = any(heard[hook] or hook in own for hook in INSIDE)
+        self.automatic_optimization.plan(inside, own)
+        if self.step != "eager":
+            listeners = [hook.__self__ for hook in (*self._starts, *self._ends)]
+            looked_at = inside or own & set(AROUND) or not self.automatic_optimization.bare
+            reason = "somebody looks into each step" if looked_at else None
+            self._several = several_steps(self, None if self._moves else self._loader, listeners, reason)
 
     def _facts(self) -> tuple[Any, ...]:
         """What a callback may change in the middle of an epoch."""
@@ -173,6 +185,8 @@ class QuickLoop(_TrainingEpochLoop):
             return super().advance(data_fetcher)
         if self.val_loop.restarting:
             self.val_loop.restarting = False
+        if self._several is not None and self._several.fit_here():
+            return self._several.advance(data_fetcher)
         module: Any = trainer.lightning_module
         connector, names = trainer._logger_connector, vars(module)
         batch, _, _ = next(data_fetcher)

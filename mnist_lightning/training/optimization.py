@@ -46,6 +46,22 @@ class QuickOptimization(_AutomaticOptimization):
         plain = self._bare and not optimizer.defaults.get("differentiable")
         self._raw_step: Any = unwrap(type(optimizer).step) if plain else None
 
+    @property
+    def bare(self) -> bool:
+        """Whether a step is nothing but forward, backward and update."""
+        return self._bare and not any(self._before) and not any(self._after)
+
+    def log_several(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Logs as training_step does what several steps came to."""
+        module: Any = self.trainer.lightning_module
+        names = vars(module)
+        outer, names["_current_fx_name"], names["log"] = names["_current_fx_name"], "training_step", self._log
+        try:
+            module.tell_several(losses, logits, labels)
+        finally:
+            names["_current_fx_name"] = outer
+            names.pop("log", None)
+
     def step(self, batch: Any, index: int) -> dict[str, Any]:
         """What training_step returned, its loss detached."""
         trainer, optimizer = self.trainer, self.trainer.optimizers[0]

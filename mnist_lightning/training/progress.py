@@ -59,6 +59,7 @@ class NotebookBar(Progress):
 class RunProgress(Callback):
     """Epoch, what is logged, images per second and time left. (Lightning's bars cost at each step.)"""
 
+    takes_several = True  # batches in one call of on_train_batch_end
     _bar: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -86,7 +87,7 @@ class RunProgress(Callback):
         if self._bar is None or time.monotonic() - self._shown_at < REFRESH:
             return
         self._shown_at = time.monotonic()
-        shown = {name: outputs[name] for name in ("loss",) if outputs and name in outputs}
+        shown = {name: outputs[name].mean() for name in ("loss",) if outputs and name in outputs}
         parts = [f"{name} {float(value):.4g}" for name, value in (shown | trainer.progress_bar_metrics).items()]
         text = "  ".join([*parts, self._pace(trainer)])
         self._bar.update(

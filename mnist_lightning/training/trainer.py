@@ -29,12 +29,15 @@ NO_OTHERS = (
 SMALL_STEP = 2_000_000  # multiplications of a forward through fully connected layers
 
 
-def quick(trainer: Trainer) -> Trainer:
-    """The same Trainer with QuickLoop in the place of Lightning's loop over the batches of an epoch."""
+def quick(trainer: Trainer, step: str = "eager") -> Trainer:
+    """The same Trainer with QuickLoop in the place of Lightning's loop over the batches of an epoch.
+
+    step: eager; compiled: several steps in one compiled call, where that can be; auto: compiled where it saves time.
+    """
     if lightning.__version__ in KNOWN:
         from mnist_lightning.training.loop import put_in_place
 
-        put_in_place(trainer)
+        put_in_place(trainer, step)
     elif trainer.is_global_zero:
         warnings.warn(
             f"Lightning {lightning.__version__} is not one whose loop is known here ({', '.join(KNOWN)}): its own loop "
@@ -72,8 +75,8 @@ def _ask_once_for_a_gpu() -> None:
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 
-def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -> Trainer:
-    """The Trainer, quick, with the callbacks that the settings ask for, then ours."""
+def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False, step: str = "eager") -> Trainer:
+    """The Trainer, quick, its steps taken so, with the callbacks that the settings ask for, then ours."""
     _quiet()
     keep_freed_memory()
     _ask_once_for_a_gpu()
@@ -107,7 +110,7 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False) -
             raise BadSetting(NO_OTHERS) from error
         raise BadSetting(f"--trainer: {first_line(error)}") from error
     _refuse_to_start_others(trainer.strategy)
-    return quick(trainer)
+    return quick(trainer, step)
 
 
 def _refuse_to_start_others(strategy: Any) -> None:

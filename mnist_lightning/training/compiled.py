@@ -1,0 +1,208 @@
+"""Several optimizer steps as one compiled call, where an eager step waits for Python.
+
+torch.compile makes C++ of AT_ONCE whole steps: forward, backward and update. What such a call can take is told by
+`why_not`; all else goes step by step, eager. Which batches are taken together follows from their place in the training
+alone, so that a resumed one takes the same ones together.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from mnist_lightning.errors import UserError, first_line
+from mnist_lightning.models.classifier import DigitClassifier
+
+AT_ONCE = 5  # steps: more compile longer and save little; the 50 between two rows of metrics.csv are a multiple
+COMPILING = 30.0  # seconds, where nothing is in torch's cache
+SAVED = 0.2e-3  # seconds a step, of a small network; both as benchmarks/limits.py has measured them
+SMALL = 2_000_000  # multiplications of a forward, up to which a step is mostly Python's
+LAYERS = (nn.Sequential, nn.Flatten, nn.Linear)  # besides the activations that draw nothing
+STATE = {SGD: ("momentum_buffer",), Adam: ("step", "exp_avg", "exp_avg_sq"), AdamW: ("step", "exp_avg", "exp_avg_sq")}
+
+
+def why_not(trainer: Trainer, loader: Any) -> str | None:
+    """What keeps the steps of a training from being compiled, in a few words; None: nothing."""
+    module, optimizer = trainer.lightning_module, trainer.optimizers[0]
+    layers = module.net.modules() if _is_ours(module) else ()
+    strange = {type(layer).__name__ for layer in layers if not _is_known(layer)}
+    groups, device = optimizer.param_groups, trainer.strategy.root_device.type
+    reasons = {
+        "they are compiled for one process on a CPU": trainer.world_size > 1 or device != "cpu",
+        "they are compiled for MLP, and what is made of it without steps of its own": not _is_ours(module),
+        f"{', '.join(sorted(strange))} is not compiled": bool(strange),
+        "they are compiled for the batches of MNISTDataModule": loader is None,
+        f"{type(optimizer).__name__} as it is set is not compiled": type(optimizer) not in STATE or _is_odd(groups),
+        f"precision {trainer.precision} is not compiled": str(trainer.precision) != "32-true",
+        "clipping is not compiled": bool(trainer.gradient_clip_val),
+        "a schedule that goes by steps is not compiled": "step" in [c.interval for c in trainer.lr_scheduler_configs],
+        "there is no C++ compiler (install g++)": not has_compiler(),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _is_ours(module: Any) -> bool:
+    own = ("training_step", "_step", "_tell", "_outputs", "log")
+    return isinstance(module, DigitClassifier) and all(
+        getattr(type(module), name) is getattr(DigitClassifier, name) and name not in vars(module) for name in own
+    )
+
+
+def _is_known(layer: nn.Module) -> bool:
+    activation = type(layer).__module__ == nn.modules.activation.__name__ and not isinstance(layer, nn.RReLU)
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+    return (activation or isinstance(layer, LAYERS)) and not hooked
+
+
+def _is_odd(groups: list[dict[str, Any]]) -> bool:
+    group = groups[0]
+    return (
+        len(groups) > 1
+        or any(group.get(name) for name in ("amsgrad", "differentiable", "maximize"))
+        or isinstance(group["lr"], Tensor)
+    )
+
+
+def is_worth_it(trainer: Trainer, loader: Any) -> bool:
+    """Whether compiling takes less time than it saves, in what is left of a training; the same on each machine."""
+    steps: float = trainer.max_steps
+    if steps == -1:
+        steps = (trainer.max_epochs or 0) * trainer.num_training_batches
+    size = sum(parameter.numel() for parameter in trainer.lightning_module.parameters()) * loader.global_batch_size
+    return size < SMALL and steps * SAVED > COMPILING
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which torch.compile calls."""
+    from torch._inductor import config
+
+    known = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else [config.cpp.cxx]
+    return any(shutil.which(name) for name in [*known, "g++", "clang++"] if name)
+
+
+class CompiledSteps:
+    """AT_ONCE steps of a module and its optimizer: images [AT_ONCE * n, 1, 28, 28] and labels in, losses out.
+
+    Parameters and the optimizer's state are changed in their place, as an eager step does.
+    """
+
+    def __init__(self, module: DigitClassifier, optimizer: Optimizer) -> None:
+        self.optimizer, self.kind = optimizer, type(optimizer)
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._run = torch.compile(
+            _steps(module, optimizer),
+            fullgraph=True,
+            dynamic=False,
+            options={"cpp_wrapper": True, "compile_threads": 1},
+        )
+        self.compiled = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the optimizer has the state that its first step makes."""
+        if self.kind is SGD and not self.optimizer.param_groups[0]["momentum"]:
+            return True
+        return all(self.optimizer.state.get(parameter) for parameter in self.parameters)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses [AT_ONCE] and logits of all images, after the steps."""
+        states = [
+            [self.optimizer.state[p][name] for p in self.parameters if name in self.optimizer.state.get(p, ())]
+            for name in STATE[self.kind]
+        ]
+        lr = torch.tensor(self.optimizer.param_groups[0]["lr"])
+        if self.compiled:
+            with torch.no_grad():
+                return self._run(self.parameters, states, lr, images, labels)
+        try:
+            with torch.no_grad(), _quietly():
+                found = self._run(self.parameters, states, lr, images, labels)
+        except Exception as error:  # whatever a compiler comes to
+            raise UserError(
+                f"--loop.step compiled: the steps cannot be compiled ({first_line(error)}): give --loop.step eager"
+            ) from error
+        self.compiled = True
+        return found
+
+
+def _steps(module: DigitClassifier, optimizer: Optimizer) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function that is compiled."""
+    group = dict(optimizer.param_groups[0])
+    at = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = [at[id(parameter)] for parameter in group["params"]]
+    outputs = _Outputs(module)
+
+    def loss_of(parameters: tuple[Tensor, ...], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        known = {f"module.{name}": parameter for name, parameter in zip(names, parameters, strict=True)}
+        return torch.func.functional_call(outputs, known, (images, labels))  # type: ignore[no-any-return]
+
+    gradients = torch.func.grad_and_value(loss_of, has_aux=True)
+
+    def run(parameters: list[Tensor], states: list[list[Tensor]], lr: Tensor, images: Tensor, labels: Tensor) -> Any:
+        size = len(labels) // AT_ONCE
+        losses, logits = [], []
+        for step in range(AT_ONCE):
+            part = slice(step * size, (step + 1) * size)
+            grads, (loss, outputs) = gradients(tuple(parameters), images[part], labels[part])
+            _update(group, type(optimizer), parameters, list(grads), states, lr)
+            losses.append(loss)
+            logits.append(outputs)
+        return torch.stack(losses), torch.cat(logits)
+
+    return run
+
+
+class _Outputs(nn.Module):
+    def __init__(self, module: DigitClassifier) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.module._outputs((images, labels))
+
+
+def _update(
+    group: dict[str, Any],
+    kind: type,
+    parameters: list[Tensor],
+    grads: list[Tensor],
+    states: list[list[Tensor]],
+    lr: Any,
+) -> None:
+    """The optimizer's step, by torch's own functions."""
+    given = {"weight_decay": group["weight_decay"], "maximize": False, "foreach": False}
+    if kind is SGD:
+        buffers: Any = states[0] or [None] * len(parameters)
+        momentum = {name: group[name] for name in ("momentum", "dampening", "nesterov")}
+        sgd(parameters, grads, buffers, has_sparse_grad=False, lr=lr, **momentum, **given)
+        return
+    steps, averages, squares = states
+    beta1, beta2 = group["betas"]
+    decoupled = kind is AdamW or bool(group.get("decoupled_weight_decay"))
+    adam(
+        parameters, grads, averages, squares, [], steps, capturable=True, amsgrad=False, beta1=beta1, beta2=beta2,
+        lr=lr, eps=group["eps"], decoupled_weight_decay=decoupled, **given,
+    )  # fmt: skip
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the compiler's parts say of themselves."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
