@@ -25,10 +25,10 @@ TABLES = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the tables a sample is tried by default, the whole with the long tests."""
+    """Of the tables an eighth is tried by default, half with the long tests, the other half when asked for."""
     for number, item in enumerate(item for item in items if item.path.name in TABLES and "[" in item.name):
         if number % 8:
-            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.rare if number % 2 else pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
