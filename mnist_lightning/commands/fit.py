@@ -149,7 +149,12 @@ def train_one(pairs: Pairs, signals: Signals, test: bool = True) -> Result:
 def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeeper | None = None) -> None:
     """`Trainer.fit`, and what a person is told when it ends otherwise."""
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=start.file)
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=start.file)
+        except UserError as error:
+            if keeper and keeper.signals.received:  # Ctrl-C reaches a compiler that is at work, too
+                raise Interrupted(keeper.signals.received) from error
+            raise
     except Interrupted as interrupted:
         if keeper and keeper.run.last.exists():
             kept = (

@@ -101,7 +101,7 @@ def _settings_of(checkpoint: dict[str, Any], file: Path, root: Path, asked: dict
     state, data = checkpoint[STATE], asked.get("data", MNISTDataModule)
     model = asked.get("model") or check_model(checkpoint, file)
     values = {"trainer.precision": state["precision"], "trainer.accumulate_grad_batches": state["accumulate"]}
-    values["freeze"] = state.get("freeze") or None
+    values |= {"freeze": state.get("freeze") or None, "loop.step": state.get("step_by", "eager")}
     for group, kind, entry in (("model", model, "hyper_parameters"), ("data", data, "datamodule_hyper_parameters")):
         known, taken = checkpoint.get(entry, {}), taken_by(group, kind)
         values[group] = kind

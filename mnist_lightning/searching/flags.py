@@ -1,5 +1,6 @@
 """The flags of `search` itself, beside fit's settings; checked without torch."""
 
+import difflib
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,12 +42,14 @@ LEAST = {"trials": 1, "jobs": 1, "best": 0, "seeds": 1}
 
 def split(pairs: Pairs) -> tuple[Asked, Pairs]:
     """The flags of the search, checked, and the settings of fit."""
-    asked, settings = Asked(), Pairs()
+    asked, settings, known = Asked(), Pairs(), [one.name for one in fields(Asked)]
     for flag, value in pairs:
         if flag in NOT_HERE:
             raise BadSetting(f"--{flag}: {NOT_HERE[flag]}")
-        if flag in {one.name for one in fields(Asked)}:
+        if flag in known:
             setattr(asked, flag, _checked(flag, value))
+        elif flag != "seed" and (meant := difflib.get_close_matches(flag, known, n=1, cutoff=0.75)):  # that is fit's
+            raise BadSetting(f"there is no flag --{flag}; did you mean --{meant[0]}?")
         else:
             settings.append((flag, value))
     return asked, settings

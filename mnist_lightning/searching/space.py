@@ -138,7 +138,8 @@ def _dimension(name: str, value: Any, where: str) -> Dimension:
     whole, step = all(isinstance(end, int) for end in ends), _number(value.get("step"))
     low, high = ends
     if low >= high or (kind == "log" and low <= 0):
-        raise BadSetting(f"{where}: {name} goes from {low} to {high}; {'above 0, ' * (low <= 0)}the first is lower")
+        must = "the first must be above 0" if low < high else "the first must be the lower one"
+        raise BadSetting(f"{where}: {name} goes from {low} to {high}: {must}")
     if kind == "int" and not whole:
         raise BadSetting(f"{where}: {name} is of whole numbers; it goes from {low} to {high}")
     if step is not None and (kind == "log" or not isinstance(step, int | float) or not 0 < step <= high - low):

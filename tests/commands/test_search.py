@@ -46,6 +46,7 @@ WORDS = [
     ("--trials many", 2, "--trials: 'many' is no number"),
     ("--minutes 0", 2, "--minutes is 0; it must be above 0"),
     ("--objective test", 2, "--objective: 'test' is not one of accuracy, loss"),
+    ("--trails 3", 2, "there is no flag --trails; did you mean --trials?"),
     ("--pruner shears", 2, "--pruner: 'shears' is not one of hyperband, median, none"),
     ("--study a/b", 2, "--study 'a/b' is no folder's name"),
     ("--storage sqlite:///x", 2, "--storage sqlite:///x: it takes postgresql://"),

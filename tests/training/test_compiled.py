@@ -13,7 +13,7 @@ from test_resume import killed_and_resumed
 
 from mnist_lightning import MLP, MNISTDataModule, quick
 from mnist_lightning.training import compiled
-from mnist_lightning.training.compiled import AT_ONCE
+from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps
 from mnist_lightning.training.several import _passes_none
 from mnist_lightning.training.trainer import make_trainer
 
@@ -124,6 +124,16 @@ def test_a_network_with_steps_of_its_own_is_not_compiled(tiny_mnist, capsys):
     trainer = make_trainer({"max_epochs": 1, "enable_checkpointing": False}, [], fit=True, step="compiled")
     trainer.fit(Own(hidden=[4]), datamodule=MNISTDataModule(root=str(tiny_mnist), source="mnist"))
     assert "what is made of it without steps of its own" in capsys.readouterr().out
+
+
+@has_compiler
+@pytest.mark.slow
+def test_more_trainings_in_a_process_than_torch_compiles_a_code():
+    for _ in range(10):
+        model = MLP(hidden=[3], optimizer="SGD", lr=0.1)
+        steps = CompiledSteps(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        losses, logits = steps(torch.rand(2 * AT_ONCE, 1, 28, 28), torch.arange(2 * AT_ONCE))
+        assert (losses.shape, logits.shape) == ((AT_ONCE,), (2 * AT_ONCE, 10))
 
 
 @has_compiler
