@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
+from torchmetrics import Metric
 
 from mnist_lightning.errors import UserError, first_line
 from mnist_lightning.models.classifier import DigitClassifier
@@ -25,15 +26,14 @@ AT_ONCE = 5  # steps: more compile longer and save little; the 50 between two ro
 COMPILING = 30.0  # seconds, where nothing is in torch's cache
 SAVED = 0.2e-3  # seconds a step, of a small network; both as benchmarks/limits.py has measured them
 SMALL = 2_000_000  # multiplications of a forward, up to which a step is mostly Python's
-LAYERS = (nn.Sequential, nn.Flatten, nn.Linear)  # besides the activations that draw nothing
+LAYERS = (nn.Sequential, nn.Flatten, nn.Linear, nn.ModuleDict, Metric)  # besides activations that draw nothing
 STATE = {SGD: ("momentum_buffer",), Adam: ("step", "exp_avg", "exp_avg_sq"), AdamW: ("step", "exp_avg", "exp_avg_sq")}
 
 
 def why_not(trainer: Trainer, loader: Any) -> str | None:
     """What keeps the steps of a training from being compiled, in a few words; None: nothing."""
     module, optimizer = trainer.lightning_module, trainer.optimizers[0]
-    layers = module.net.modules() if _is_ours(module) else ()
-    strange = {type(layer).__name__ for layer in layers if not _is_known(layer)}
+    strange = {type(layer).__name__ for layer in module.modules() if layer is not module and not _is_known(layer)}
     groups, device = optimizer.param_groups, trainer.strategy.root_device.type
     reasons = {
         "they are compiled for one process on a CPU": trainer.world_size > 1 or device != "cpu",
