@@ -130,12 +130,14 @@ def _short(value: float, position: int | None = None) -> str:
 # ---------------------------------------------------------------------- of the images
 
 
-def samples(images: Numbers, labels: Numbers = None, names: Sequence[str] | None = None, most: int = 40) -> Figure:
+def samples(
+    images: Numbers, labels: Numbers = None, names: Sequence[str] | None = None, most: int = 40, columns: int = 10
+) -> Figure:
     """The first so many images, with their labels."""
     shown = _images(images)[:most]
     labels = None if labels is None else _labels(labels)[:most].tolist()
     titles = [""] * len(shown) if labels is None else [_name(label, names) for label in labels]
-    return _grid(shown, titles, columns=10, size=0.62)
+    return _grid(shown, titles, columns, size=0.62)
 
 
 def errors(

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mnist_lightning.data.augment import draws
+from mnist_lightning.data.augment import Augment
 
 AT_ONCE = 4096  # images gathered and prepared together: few enough for the processor's cache
 
@@ -51,7 +51,7 @@ class TensorLoader:
         *,
         batch_size: int,
         prepare: Callable[[Tensor], Tensor] | None = None,
-        augment: Callable[[Tensor, Tensor], Tensor] | None = None,
+        augment: Augment | None = None,
         shuffle: bool = False,
         balanced: bool = False,
         seed: int = 0,
@@ -94,7 +94,8 @@ class TensorLoader:
             self.epoch += 1
         self.batch, self._start = self._start or 0, None
         order = self.order(self.epoch)
-        drawn = draws(len(self.labels), derived_seed(self.seed, "augment", self.epoch)) if self.augment else None
+        seed = derived_seed(self.seed, "augment", self.epoch)
+        drawn = self.augment.draw(len(self.labels), seed) if self.augment else None
         while self.batch < len(self):
             positions, sizes = self._share(order, self.batch, self.batch + self.at_once, self.rank)
             # gathering flat rows is several times faster than gathering [28, 28] pictures

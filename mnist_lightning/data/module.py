@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from mnist_lightning.data.augment import affine
+from mnist_lightning.data.augment import Augment
 from mnist_lightning.data.digits import TEN, Digits
 from mnist_lightning.data.division import check_folds, divided, size_held_out
 from mnist_lightning.data.download import download
@@ -42,7 +42,8 @@ class MNISTDataModule(LightningDataModule):
         fold: Which of them, counted from 0; fit --folds trains on each in turn.
         train_size: Use only the first so many training images (after those for validation are taken out).
         drawn: How many digits drawn by the program are put to the training images: forms that MNIST has little of.
-        augment: affine: each epoch sees the training images turned, scaled, slanted and moved a little anew.
+        augment: affine: each epoch sees the training images turned, scaled, slanted and moved a little anew; all: also
+            bent, and with strokes thicker or thinner.
         normalize: mean and std of a pixel in [0, 1]; auto: those of the training images, to four decimals (0.1307
             and 0.3081 for MNIST); none: only divide by 255.
         seed: Seed of the order of the batches; by default that of the run.
@@ -68,7 +69,7 @@ class MNISTDataModule(LightningDataModule):
         fold: int | None = None,
         train_size: int | None = None,
         drawn: int = 0,
-        augment: Literal["none", "affine"] = "none",
+        augment: Literal["none", "affine", "all"] = "none",
         normalize: Literal["auto", "none"] | tuple[float, float] = "auto",
         seed: int | None = None,
         test_each_epoch: bool = False,
@@ -267,7 +268,7 @@ class MNISTDataModule(LightningDataModule):
             self._subsets[split],
             batch_size=self.hparams["batch_size"] if training or counted else EVAL_BATCH_SIZE,
             prepare=self.normalized,
-            augment=affine if training and self.hparams["augment"] == "affine" else None,
+            augment=Augment(self.hparams["augment"]) if training and self.hparams["augment"] != "none" else None,
             shuffle=training and not (trainer and trainer.overfit_batches),
             balanced=training and self.hparams["balance"] == "draw",
             seed=self.hparams["seed"],

@@ -9,6 +9,7 @@ from mnist_lightning.commands.evaluate import settings_of_training
 from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.files import write_whole
 from mnist_lightning.predictor import Predictor, pretrained
+from mnist_lightning.report import augmentation
 from mnist_lightning.report.evaluation import Evaluation, evaluate, first_layer
 from mnist_lightning.report.history import History, read_history
 from mnist_lightning.report.measures import worst
@@ -119,6 +120,8 @@ def pictures(report: Report) -> dict[str, Any]:
             "errors": figures.errors(one.images, one.labels, rows, names),
             "image": figures.probabilities(one.images[chosen], rows[chosen], names, int(one.labels[chosen])),
         }
+    if (changed := augmentation.changed(report)) is not None:
+        found["augmented"] = augmentation.figure(changed)
     if report.filters is not None:
         found["filters"] = figures.filters(report.filters)
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lightning import __version__, figures
-from mnist_lightning.report import measures
+from mnist_lightning.report import augmentation, measures
 from mnist_lightning.report.evaluation import Evaluation
 from mnist_lightning.report.history import History
 from mnist_lightning.report.summary import Report
@@ -22,13 +22,15 @@ Found = dict[str, Any]  # of `summary.numbers`
 
 def page_of(report: Report, found: Found) -> str:
     """The page of one run, of its numbers."""
-    evaluation, sections = report.evaluation, []
+    evaluation, sections, name = report.evaluation, [], escape(report.name)
     if report.history.epochs or report.history.curves:
         sections.append(("training", "Training", training(report.history)))
     if evaluation:
         told = found["evaluation"]
+        sections.append(("samples", "Sample digits", samples(evaluation)))
+        if (changed := augmentation.changed(report)) is not None:
+            sections.append(("augmented", "What training made of digits", augmentation.section(changed)))
         sections += [
-            ("samples", "Sample digits", samples(evaluation)),
             ("confusion", "What is taken for what", confusion(told)),
             ("classes", "Each class", classes(told)),
             ("calibration", "How sure, how right", calibration(evaluation, found)),
@@ -38,8 +40,7 @@ def page_of(report: Report, found: Found) -> str:
     if report.filters is not None:
         sections.append(("filters", "First layer", filters(report)))
     sections.append(("settings", "Settings, versions, machine", settings(found)))
-    header = f"<h1>{escape(report.name)}</h1>\n{summary(report, found)}"
-    return page(f"{report.name}: report", header, sections, report.notes)
+    return page(f"{report.name}: report", f"<h1>{name}</h1>\n{summary(report, found)}", sections, report.notes)
 
 
 def page(title: str, header: str, sections: Sequence[tuple[str, str, str]], notes: Sequence[str]) -> str:

@@ -219,6 +219,16 @@ def test_a_network_and_data_of_the_users_own(mine, cli):
     assert "First layer" in page(RUNS / "a" / "report")  # what each unit weighs the pixels with
 
 
+@pytest.mark.parametrize("kind", ["affine", "all"])
+def test_what_augmentation_made_of_digits(fit, cli, kind):
+    fit("--data.augment", kind, "--run", "changed")
+    cli("report", "changed")
+    folder = RUNS / "changed" / "report"
+    assert "What training made of digits" in page(folder)
+    with Image.open(folder / "augmented.png") as picture:
+        assert picture.width > picture.height > 300  # six rows of ten
+
+
 def test_without_a_run_the_shipped_weights_are_shown(cli, tiny_mnist):
     result = cli("report", "--data.root", tiny_mnist, "--json")
     found = json.loads(result.out)
