@@ -28,6 +28,7 @@ from mnist_lightning.processes import Interrupted, Signals, is_first_process, re
 from mnist_lightning.run import Run
 from mnist_lightning.settings import parsed, several
 from mnist_lightning.temperature import keep_temperature
+from mnist_lightning.training.averaging import AveragedStatistics
 from mnist_lightning.training.causes import limit_in_force, told
 from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
 from mnist_lightning.training.freeze import FrozenStatistics, freeze
@@ -95,7 +96,7 @@ def train_one(pairs: Pairs, signals: Signals, test: bool = True) -> Result:
     patterns = several(config.freeze)
     run = start.run or Run(start.root / start.name)
     keeper = RunKeeper(run, signals, **vars(config.checkpoint), seed=config.seed, freeze=patterns)
-    ours = [SignalsAgain(signals), *([FrozenStatistics(patterns)] if patterns else [])]
+    ours = [SignalsAgain(signals), AveragedStatistics(), *([FrozenStatistics(patterns)] if patterns else [])]
     ours += [] if trial else [keeper, Sessions(keeper)]
     trainer = make_trainer(asked | {"logger": False}, ours, fit=True, step=config.loop.step)
     if start.file:
