@@ -31,7 +31,9 @@ def write_section(heading: str, lines: list[str]) -> None:
     old = read_section(heading)
     notes = old[old.index(NOTES) :] if NOTES in old else []
     sections = _sections() | {heading: ["", *lines, "", *notes]}
-    text = "\n".join("\n".join([f"## {title}", *body] if title else body) for title, body in sections.items())
+    text = "\n\n".join(
+        "\n".join([f"## {title}", *body] if title else body).rstrip("\n") for title, body in sections.items()
+    )
     part = RESULTS.with_name(f".RESULTS.{os.getpid()}.md")
     part.write_text(text.rstrip("\n") + "\n")
     os.replace(part, RESULTS)
