@@ -296,5 +296,6 @@ def _unknown(flag: str, flags: list[str]) -> str:
     groups = {name.partition(".")[0] for name in flags if "." in name}
     if dot and group not in groups:
         return f"there is no group of flags {group}; {nearest(group, groups)}"
-    near = [name for name in flags if (name.startswith(f"{group}.") if dot else "." not in name)]
+    dotted = dot or flag[2:] in groups  # --loop: what there is of it
+    near = [name for name in flags if (name.startswith(f"{group}.") if dotted else "." not in name)]
     return f"there is no flag {flag}; {nearest(flag, near)}"

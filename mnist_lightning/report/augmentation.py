@@ -17,7 +17,7 @@ def changed(report: Report) -> Tensor | None:
     """Some of the images that were evaluated, each followed by what training might have made of it: uint8
     [n, 1 + versions, 28, 28]; None where nothing was augmented."""
     kind = report.settings.get("data.augment")
-    if kind not in NUMBERS or report.evaluation is None:
+    if not isinstance(kind, str) or kind not in NUMBERS or report.evaluation is None:
         return None
     shown = report.evaluation.images[:DIGITS]
     augment = Augment(kind)

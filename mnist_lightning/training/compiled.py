@@ -1,13 +1,13 @@
 """Several optimizer steps as one compiled call, where an eager step waits for Python.
 
 torch.compile makes C++ of AT_ONCE whole steps: forward, backward and update. What such a call can take is told by
-`why_not`; all else goes step by step, eager. Which batches are taken together follows from their place in the training
-alone, so that a resumed one takes the same ones together.
+`why_not`; all else goes step by step, eager. Which batches are taken together follows from their place in the training,
+so that a resumed one takes the same ones together. (Only the last few before `max_steps` are taken one by one.)
 """
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -17,16 +17,20 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
-from torchmetrics import Metric
 
 from mnist_lightning.errors import UserError, first_line
 from mnist_lightning.models.classifier import DigitClassifier
+from mnist_lightning.models.layers import Linear, Network
+from mnist_lightning.models.metrics import Accuracy
+from mnist_lightning.training.trainer import SMALL_STEP
 
 AT_ONCE = 5  # steps: more compile longer and save little; the 50 between two rows of metrics.csv are a multiple
 COMPILING = 30.0  # seconds, where nothing is in torch's cache
 SAVED = 0.2e-3  # seconds a step, of a small network; both as benchmarks/limits.py has measured them
-SMALL = 2_000_000  # multiplications of a forward, up to which a step is mostly Python's
-LAYERS = (nn.Sequential, nn.Flatten, nn.Linear, nn.ModuleDict, Metric)  # besides activations that draw nothing
+# Besides activations that draw nothing; and what holds the metrics
+LAYERS = {nn.Sequential, Network, nn.Flatten, nn.Linear, Linear, nn.ModuleDict, Accuracy}
+OTHERS = (nn.RReLU, nn.MultiheadAttention)  # among torch's activations
+CONSTANTS = {"momentum", "dampening", "nesterov", "weight_decay", "betas", "eps", "decoupled_weight_decay"}
 STATE = {SGD: ("momentum_buffer",), Adam: ("step", "exp_avg", "exp_avg_sq"), AdamW: ("step", "exp_avg", "exp_avg_sq")}
 
 
@@ -34,19 +38,21 @@ def why_not(trainer: Trainer, loader: Any) -> str | None:
     """What keeps the steps of a training from being compiled, in a few words; None: nothing."""
     module, optimizer = trainer.lightning_module, trainer.optimizers[0]
     strange = {type(layer).__name__ for layer in module.modules() if layer is not module and not _is_known(layer)}
-    groups, device = optimizer.param_groups, trainer.strategy.root_device.type
+    device, whole = trainer.strategy.root_device.type, loader.size // loader.global_batch_size if loader else 0
     reasons = {
         "they are compiled for one process on a CPU": trainer.world_size > 1 or device != "cpu",
         "they are compiled for MLP, and what is made of it without steps of its own": not _is_ours(module),
         f"{', '.join(sorted(strange))} is not compiled": bool(strange),
         "they are compiled for the batches of MNISTDataModule": loader is None,
-        f"{type(optimizer).__name__} as it is set is not compiled": type(optimizer) not in STATE or _is_odd(groups),
+        f"an epoch has fewer than {AT_ONCE} whole batches": whole < AT_ONCE,
+        "a hook looks into each step": _is_hooked(module),
+        "a schedule that goes by steps is not compiled": "step" in [c.interval for c in trainer.lr_scheduler_configs],
+        f"{type(optimizer).__name__} as it is set is not compiled": type(optimizer) not in STATE or _is_odd(optimizer),
         f"precision {trainer.precision} is not compiled": str(trainer.precision) != "32-true",
         "clipping is not compiled": bool(trainer.gradient_clip_val),
-        "a schedule that goes by steps is not compiled": "step" in [c.interval for c in trainer.lr_scheduler_configs],
-        "there is no C++ compiler (install g++)": not has_compiler(),
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    found = next((reason for reason, holds in reasons.items() if holds), None)
+    return found or (None if has_compiler() else "there is no C++ compiler (install g++)")
 
 
 def _is_ours(module: Any) -> bool:
@@ -57,27 +63,42 @@ def _is_ours(module: Any) -> bool:
 
 
 def _is_known(layer: nn.Module) -> bool:
-    activation = type(layer).__module__ == nn.modules.activation.__name__ and not isinstance(layer, nn.RReLU)
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    return (activation or isinstance(layer, LAYERS)) and not hooked
+    activation = type(layer).__module__ == nn.modules.activation.__name__ and not isinstance(layer, OTHERS)
+    return activation or type(layer) in LAYERS
 
 
-def _is_odd(groups: list[dict[str, Any]]) -> bool:
-    group = groups[0]
-    return (
-        len(groups) > 1
-        or any(group.get(name) for name in ("amsgrad", "differentiable", "maximize"))
-        or isinstance(group["lr"], Tensor)
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody is called in the middle of a step."""
+    of_layers = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    of_parameters = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return any(getattr(layer, name) for layer in module.modules() for name in of_layers) or any(
+        getattr(parameter, name) for parameter in module.parameters() for name in of_parameters
     )
 
 
+def _is_odd(optimizer: Optimizer) -> bool:
+    group = optimizer.param_groups[0]
+    return (
+        len(optimizer.param_groups) > 1
+        or any(group.get(name) for name in ("amsgrad", "differentiable", "maximize"))
+        or isinstance(group["lr"], Tensor)
+        or not all(parameter.requires_grad for parameter in group["params"])
+        or is_changed(optimizer)
+    )
+
+
+def is_changed(optimizer: Optimizer) -> bool:
+    """Whether somebody, such as a schedule, has changed more than the learning rate: that alone is no constant."""
+    group = optimizer.param_groups[0]
+    return any(group[name] != optimizer.defaults[name] for name in CONSTANTS if name in group)
+
+
 def is_worth_it(trainer: Trainer, loader: Any) -> bool:
-    """Whether compiling takes less time than it saves, in what is left of a training; the same on each machine."""
-    steps: float = trainer.max_steps
-    if steps == -1:
-        steps = (trainer.max_epochs or 0) * trainer.num_training_batches
+    """Whether compiling takes less time than it saves in a whole training; the same on each machine."""
+    epochs = float("inf") if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    limits = [epochs * trainer.num_training_batches] + [trainer.max_steps] * (trainer.max_steps >= 0)
     size = sum(parameter.numel() for parameter in trainer.lightning_module.parameters()) * loader.global_batch_size
-    return size < SMALL and steps * SAVED > COMPILING
+    return size < SMALL_STEP and min(limits) * SAVED > COMPILING
 
 
 def has_compiler() -> bool:
@@ -119,23 +140,22 @@ class CompiledSteps:
             for name in STATE[self.kind]
         ]
         lr = torch.tensor(self.optimizer.param_groups[0]["lr"])
-        if self.compiled:
-            with torch.no_grad():
-                return self._run(self.parameters, states, lr, images, labels)
         try:
-            with torch.no_grad(), _quietly():
+            with torch.no_grad(), nullcontext() if self.compiled else _quietly():
                 found = self._run(self.parameters, states, lr, images, labels)
         except Exception as error:  # whatever a compiler comes to
             raise UserError(
                 f"--loop.step compiled: the steps cannot be compiled ({first_line(error)}): give --loop.step eager"
             ) from error
-        self.compiled = True
+        self.compiled = self.optimizer._opt_called = True  # the latter is what schedulers ask
+        for parameter in self.parameters:
+            parameter.grad = None  # an eager step's
         return found
 
 
 def _steps(module: DigitClassifier, optimizer: Optimizer) -> Callable[..., tuple[Tensor, Tensor]]:
     """The function that is compiled."""
-    group = dict(optimizer.param_groups[0])
+    group = optimizer.param_groups[0] | {name: optimizer.defaults[name] for name in CONSTANTS & set(optimizer.defaults)}
     at = {id(parameter): name for name, parameter in module.named_parameters()}
     names = [at[id(parameter)] for parameter in group["params"]]
     outputs = _Outputs(module)

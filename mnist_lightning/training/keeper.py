@@ -235,7 +235,7 @@ class RunKeeper(Checkpoint):
             "best": self.best,
             "model": model_name(module),
             "precision": trainer.precision,
-            "step_by": getattr(trainer.fit_loop.epoch_loop, "step", "eager"),
+            "step_by": self._way_of_steps(trainer),
             "global_batch_size": getattr(trainer.train_dataloader, "global_batch_size", None),
             "world_size": trainer.world_size,
             "accumulate": trainer.accumulate_grad_batches,
@@ -270,13 +270,20 @@ class RunKeeper(Checkpoint):
         cycles = any(isinstance(config.scheduler, OneCycleLR) for config in trainer.lr_scheduler_configs)
         return int(trainer.estimated_stepping_batches) if cycles else None
 
+    def _way_of_steps(self, trainer: Trainer) -> str:
+        loop: Any = trainer.fit_loop.epoch_loop
+        way = getattr(loop, "step", "eager")
+        if way == "auto" and loop.told_of_steps:  # it has been decided
+            return "eager" if loop._several is None else "compiled"
+        return str(way)
+
     def _go_on_stepping(self, trainer: Trainer, before: str) -> None:
         """Takes the steps as those before, if it is free to; else says so: the arithmetic is another."""
         loop: Any = trainer.fit_loop.epoch_loop
         if getattr(loop, "step", "eager") == "auto":
             loop.step = before
         elif getattr(loop, "step", "eager") != before != "auto" and trainer.is_global_zero:
-            say(f"The checkpoint's steps were {before}, now they are {loop.step}: the same but for rounding")
+            say(f"--loop.step was {before}, is {loop.step}: the same training but for rounding")
 
     def _refuse_another_length(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """An epoch or a schedule of another length would put the run at another place than it was at."""

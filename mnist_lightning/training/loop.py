@@ -19,7 +19,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Generator
+from torch import Generator, is_anomaly_enabled
 
 from mnist_lightning.data.loader import derived_seed, seed_generators
 from mnist_lightning.training.loop_state import restore_sums
@@ -65,7 +65,8 @@ class QuickLoop(_TrainingEpochLoop):
     seed: int | None = None  # if given, what is random in a batch is a function of it, the batches done, and the rank
     exactly_resumed = False  # from a place between two batches
     resumed_sums: dict[str, Any] | None = None  # of the epoch that the place is in
-    step = "eager"  # how steps are taken; or compiled, or auto until it is known which
+    step = "eager"  # how steps are to be taken; or compiled, or auto
+    told_of_steps = ""
     _several: SeveralSteps | None = None
     _validates: bool | None = None
     _uncollected = False
@@ -157,8 +158,10 @@ class QuickLoop(_TrainingEpochLoop):
         self.automatic_optimization.plan(inside, own)
         if self.step != "eager":
             listeners = [hook.__self__ for hook in (*self._starts, *self._ends)]
-            looked_at = inside or own & set(AROUND) or not self.automatic_optimization.bare
+            looked_at = inside or own & set(AROUND) or not self.automatic_optimization.bare or is_anomaly_enabled()
             reason = "somebody looks into each step" if looked_at else None
+            if trainer.accumulate_grad_batches != 1:
+                reason = f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} is not compiled"
             self._several = several_steps(self, None if self._moves else self._loader, listeners, reason)
 
     def _facts(self) -> tuple[Any, ...]:

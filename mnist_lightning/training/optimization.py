@@ -49,7 +49,8 @@ class QuickOptimization(_AutomaticOptimization):
     @property
     def bare(self) -> bool:
         """Whether a step is nothing but forward, backward and update."""
-        return self._bare and not any(self._before) and not any(self._after)
+        patched = vars(self.trainer.optimizers[0]).get("step")
+        return self._bare and not _is_own(patched) and not any(self._before) and not any(self._after)
 
     def log_several(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Logs as training_step does what several steps came to."""
@@ -67,8 +68,7 @@ class QuickOptimization(_AutomaticOptimization):
         trainer, optimizer = self.trainer, self.trainer.optimizers[0]
         module: Any = trainer.lightning_module
         patched = vars(optimizer).get("step")  # by a scheduler, which only counts, or by somebody else
-        own_step = patched is not None and not getattr(patched, "_wrapped_by_lr_sched", False)
-        if not self._bare or own_step or any(self._before):
+        if not self._bare or _is_own(patched) or any(self._before):
             return self.run(optimizer, index, trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, index))
         counts = self.optim_progress.optimizer
         counts.step.increment_ready()
@@ -127,6 +127,11 @@ class QuickOptimization(_AutomaticOptimization):
             result.closure_loss = weighted(result.closure_loss, self.weight)
             result.loss = result.loss if self.weight else result.closure_loss.detach()
         return result
+
+
+def _is_own(patched: Any) -> bool:
+    """Whether an optimizer's patched step does more than a scheduler's, which only counts."""
+    return patched is not None and not getattr(patched, "_wrapped_by_lr_sched", False)
 
 
 def weighted(loss: Tensor, weight: float) -> Tensor:

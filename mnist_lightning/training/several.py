@@ -5,7 +5,7 @@ from typing import Any
 from torch import cat
 
 from mnist_lightning.console import say
-from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps, is_worth_it, why_not
+from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps, is_changed, is_worth_it, why_not
 
 
 def several_steps(loop: Any, loader: Any, listeners: list[Any], reason: str | None) -> "SeveralSteps | None":
@@ -23,13 +23,17 @@ def several_steps(loop: Any, loader: Any, listeners: list[Any], reason: str | No
         reason = f"--trainer.log_every_n_steps {trainer.log_every_n_steps} looks at them one by one"
     if asked == "auto" and reason is None and not is_worth_it(trainer, loader):
         reason = "compiling would take longer than it saves"
-    loop.step = "eager" if reason else "compiled"
-    if trainer.is_global_zero and (reason or asked == "auto"):
-        say(f"Steps are {loop.step}: {reason or f'{AT_ONCE} at once, in one call'}")
+    told = f"Steps are eager: {reason}" if reason else f"Steps are compiled: {AT_ONCE} at once, in one call"
+    if told != loop.told_of_steps and trainer.is_global_zero and (reason or asked == "auto" or loop.told_of_steps):
+        say(told)
+        loop.told_of_steps = told
     if reason:
         return None
     known: SeveralSteps | None = loop._several
-    return known if known and known.is_of(loop) else SeveralSteps(loop, loader)
+    if known is None or known.steps.optimizer is not trainer.optimizers[0]:
+        return SeveralSteps(loop, loader)
+    known.loader = loader
+    return known
 
 
 class SeveralSteps:
@@ -39,22 +43,20 @@ class SeveralSteps:
         self.loop, self.loader, self.trainer = loop, loader, loop.trainer
         self.steps = CompiledSteps(self.trainer.lightning_module, self.trainer.optimizers[0])
 
-    def is_of(self, loop: Any) -> bool:
-        """Whether they are still those of the loop's module, optimizer and data."""
-        return self.steps.optimizer is loop.trainer.optimizers[0] and self.loader is loop._loader
-
     def fit_here(self) -> bool:
         """Whether nothing is to happen between the next batches, which are all of one size."""
         loop, trainer, loader = self.loop, self.trainer, self.loader
         at, most, steps = loop.batch_progress.current.ready, trainer.num_training_batches, trainer.max_steps
         whole, done = loader.size // loader.global_batch_size, loop._batches_that_stepped
+        seen = loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else at  # as Lightning counts
         return (
             done % AT_ONCE == 0
             and at + AT_ONCE <= min(most, whole)
             and (steps == -1 or trainer.global_step + AT_ONCE <= steps)
-            and _passes_none(at, trainer.val_check_batch)
+            and _passes_none(seen, trainer.val_check_batch)
             and _passes_none(done, trainer.log_every_n_steps)
             and self.steps.ready
+            and not is_changed(self.steps.optimizer)
         )
 
     def advance(self, fetcher: Any) -> None:

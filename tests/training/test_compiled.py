@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
+from outcome import RUNS
 from processes import LAST, ended, same_run
 from test_resume import killed_and_resumed
 
@@ -89,7 +90,7 @@ def test_another_arithmetic_than_the_checkpoints_is_said(fit, monkeypatch):
     fit(*SMALL, "--run", "a")
     monkeypatch.setattr(compiled, "has_compiler", lambda: False)
     told = fit(*SMALL, *COMPILED, "--run", "a", "--ckpt_path", "last", "--trainer.max_epochs", "4").out
-    assert "The checkpoint's steps were eager, now they are compiled: the same but for rounding" in told
+    assert "--loop.step was eager, is compiled: the same training but for rounding" in told
     assert "Steps are eager: there is no C++ compiler (install g++)" in told
 
 
@@ -105,7 +106,14 @@ def test_another_arithmetic_than_the_checkpoints_is_said(fit, monkeypatch):
         ("--trainer.gradient_clip_val 1", "clipping is not compiled"),
         ("--model.scheduler OneCycleLR", "a schedule that goes by steps is not compiled"),
         ("--trainer.callbacks ModelCheckpoint", "ModelCheckpoint looks at each step"),
-        ("--trainer.accumulate_grad_batches 2", "somebody looks into each step"),
+        ("--trainer.accumulate_grad_batches 2", "--trainer.accumulate_grad_batches 2 is not compiled"),
+        ("--trainer.detect_anomaly true", "somebody looks into each step"),
+        ("--data.batch_size 100", "an epoch has fewer than 5 whole batches"),
+        (
+            "--model.optimizer SGD --model.optimizer_args {momentum:\\ 0.9} --model.scheduler CyclicLR "
+            "--model.scheduler_interval epoch --model.scheduler_args {base_lr:\\ 0.01,\\ max_lr:\\ 0.1}",
+            "SGD as it is set is not compiled",  # the schedule changes its momentum, too
+        ),
         ("--trainer.log_every_n_steps 2", "--trainer.log_every_n_steps 2 looks at them one by one"),
         ("--trainer.profiler simple", "Lightning's own code takes them here"),
     ],
@@ -124,6 +132,28 @@ def test_a_network_with_steps_of_its_own_is_not_compiled(tiny_mnist, capsys):
     trainer = make_trainer({"max_epochs": 1, "enable_checkpointing": False}, [], fit=True, step="compiled")
     trainer.fit(Own(hidden=[4]), datamodule=MNISTDataModule(root=str(tiny_mnist), source="mnist"))
     assert "what is made of it without steps of its own" in capsys.readouterr().out
+
+
+@has_compiler
+@pytest.mark.slow
+def test_validations_are_where_they_were(fit):
+    often = ("--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", "7")
+    steps = {}
+    for way in ("eager", "compiled"):
+        fit(*MOMENTUM, *often, "--loop.step", way, "--run", way)
+        steps[way] = [row["step"] for row in table(RUNS / way) if row["val_loss"]]
+    assert steps["compiled"] == steps["eager"]
+    assert len(steps["eager"]) == 10
+
+
+def test_a_hook_on_a_weight_is_called(tiny_mnist, capsys):
+    model = MLP(hidden=[4])
+    model.net[1].weight.register_hook(torch.zeros_like)
+    before = model.net[1].weight.detach().clone()
+    trainer = make_trainer({"max_epochs": 1, "enable_checkpointing": False}, [], fit=True, step="compiled")
+    trainer.fit(model, datamodule=MNISTDataModule(root=str(tiny_mnist), source="mnist", batch_size=10))
+    assert "Steps are eager: a hook looks into each step" in capsys.readouterr().out
+    assert torch.equal(model.net[1].weight, before)
 
 
 @has_compiler
