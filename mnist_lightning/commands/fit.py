@@ -31,6 +31,7 @@ from mnist_lightning.temperature import keep_temperature
 from mnist_lightning.training.averaging import AveragedStatistics
 from mnist_lightning.training.causes import limit_in_force, told
 from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
+from mnist_lightning.training.compiled import NotCompiledError
 from mnist_lightning.training.freeze import FrozenStatistics, freeze
 from mnist_lightning.training.keeper import RunKeeper
 from mnist_lightning.training.loggers import run_loggers, tell_result
@@ -152,7 +153,7 @@ def _fit(trainer: Trainer, model: Any, data: Any, start: Start, keeper: RunKeepe
     try:
         try:
             trainer.fit(model, datamodule=data, ckpt_path=start.file)
-        except UserError as error:
+        except NotCompiledError as error:
             if keeper and keeper.signals.received:  # Ctrl-C reaches a compiler that is at work, too
                 raise Interrupted(keeper.signals.received) from error
             raise

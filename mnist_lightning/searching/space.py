@@ -205,7 +205,8 @@ def default_space(model: Mapping[str, Any], data: Mapping[str, Any], objective: 
     if model.get("optimizer") == "SGD":
         space.append(Dimension("model.optimizer_args.momentum", (), 0.0, 0.95))
     if "augment" in data:
-        space.append(Dimension("data.augment", ("none", "affine")))
+        kinds = ("none", "affine", "all") if data["augment"] == "all" else ("none", "affine")
+        space.append(Dimension("data.augment", kinds))
     return space
 
 

@@ -5,7 +5,9 @@ torch.compile makes C++ of AT_ONCE whole steps: forward, backward and update. Wh
 so that a resumed one takes the same ones together. (Only the last few before `max_steps` are taken one by one.)
 """
 
+import logging
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FunctionType
@@ -109,6 +111,10 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in [*known, "g++", "clang++"] if name)
 
 
+class NotCompiledError(UserError):
+    """The compiler failed."""
+
+
 class CompiledSteps:
     """AT_ONCE steps of a module and its optimizer: images [AT_ONCE * n, 1, 28, 28] and labels in, losses out.
 
@@ -144,7 +150,7 @@ class CompiledSteps:
             with torch.no_grad(), nullcontext() if self.compiled else _quietly():
                 found = self._run(self.parameters, states, lr, images, labels)
         except Exception as error:  # whatever a compiler comes to
-            raise UserError(
+            raise NotCompiledError(
                 f"--loop.step compiled: the steps cannot be compiled ({first_line(error)}): give --loop.step eager"
             ) from error
         self.compiled = self.optimizer._opt_called = True  # the latter is what schedulers ask
@@ -217,14 +223,14 @@ def _update(
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without what the compiler's parts say of themselves."""
-    import logging
-
     loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of packages that they import, as errors where the user wants that
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -1,8 +1,10 @@
 """Steps that are compiled several at once: the same training but for rounding, exact after a kill, or said why not."""
 
 import csv
+import os
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -111,7 +113,7 @@ def test_another_arithmetic_than_the_checkpoints_is_said(fit, monkeypatch):
         ("--data.batch_size 100", "an epoch has fewer than 5 whole batches"),
         (
             "--model.optimizer SGD --model.optimizer_args {momentum:\\ 0.9} --model.scheduler CyclicLR "
-            "--model.scheduler_interval epoch --model.scheduler_args {base_lr:\\ 0.01,\\ max_lr:\\ 0.1}",
+            "--model.scheduler_interval epoch --model.scheduler_args {base_lr:\\ 0.01,\\ max_lr:\\ 0.1,\\ max_momentum:\\ 0.95}",
             "SGD as it is set is not compiled",  # the schedule changes its momentum, too
         ),
         ("--trainer.log_every_n_steps 2", "--trainer.log_every_n_steps 2 looks at them one by one"),
@@ -144,6 +146,26 @@ def test_validations_are_where_they_were(fit):
         steps[way] = [row["step"] for row in table(RUNS / way) if row["val_loss"]]
     assert steps["compiled"] == steps["eager"]
     assert len(steps["eager"]) == 10
+
+
+def test_a_compiler_that_fails_is_told_and_ctrl_c_ends_it_as_any_training(cli, tiny, monkeypatch):
+    def fails(self, *args):
+        raise RuntimeError("g++: fatal error: Killed")
+
+    monkeypatch.setattr(CompiledSteps, "ready", True)
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fails)
+    failed = cli("fit", *tiny, *MOMENTUM, "--model.optimizer_args", "{}", *COMPILED)
+    assert failed.status == 1
+    assert "the steps cannot be compiled (g++: fatal error: Killed): give --loop.step eager" in failed.err
+
+    def interrupted(self, *args):
+        os.kill(os.getpid(), signal.SIGINT)
+        fails(self)
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: interrupted)
+    stopped = cli("fit", *tiny, *MOMENTUM, "--model.optimizer_args", "{}", *COMPILED)
+    assert stopped.status == 130
+    assert "has everything: continue with" in stopped.err
 
 
 def test_a_hook_on_a_weight_is_called(tiny_mnist, capsys):
