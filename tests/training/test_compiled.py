@@ -113,7 +113,8 @@ def test_another_arithmetic_than_the_checkpoints_is_said(fit, monkeypatch):
         ("--data.batch_size 100", "an epoch has fewer than 5 whole batches"),
         (
             "--model.optimizer SGD --model.optimizer_args {momentum:\\ 0.9} --model.scheduler CyclicLR "
-            "--model.scheduler_interval epoch --model.scheduler_args {base_lr:\\ 0.01,\\ max_lr:\\ 0.1,\\ max_momentum:\\ 0.95}",
+            "--model.scheduler_interval epoch --model.scheduler_args {base_lr:\\ 0.01,\\ max_lr:\\ 0.1,\\ "
+            "max_momentum:\\ 0.95}",
             "SGD as it is set is not compiled",  # the schedule changes its momentum, too
         ),
         ("--trainer.log_every_n_steps 2", "--trainer.log_every_n_steps 2 looks at them one by one"),
