@@ -28,7 +28,7 @@ from mnist_lightning.training.trainer import SMALL_STEP
 
 AT_ONCE = 5  # steps: more compile longer and save little; the 50 between two rows of metrics.csv are a multiple
 COMPILING = 30.0  # seconds, where nothing is in torch's cache
-SAVED = 0.2e-3  # seconds a step, of a small network; both as benchmarks/limits.py has measured them
+SAVED = 0.2e-3  # seconds a step, of a small network
 # Besides activations that draw nothing; and what holds the metrics
 LAYERS = {nn.Sequential, Network, nn.Flatten, nn.Linear, Linear, nn.ModuleDict, Accuracy}
 OTHERS = (nn.RReLU, nn.MultiheadAttention)  # among torch's activations
