@@ -63,7 +63,9 @@ class Conductor:
     keep: Iterable[str] = ()  # checkpoints of a finished trial that stay
     running: dict[Worker, Running] = field(default_factory=dict)
     ended: FrozenTrial | None = None  # the last one
+    _left: list[Running] = field(default_factory=list)  # whose process has died; the next one goes on with them
     _deaths: Counter[int] = field(default_factory=Counter)  # by trial
+    _silent: int = 0  # processes in a row that died before they said a word
     _failures: list[str] = field(default_factory=list)  # since the last trial that came to something
     _asked: float = -math.inf
     _over: bool = False  # nothing is left to begin, here or elsewhere
@@ -74,7 +76,7 @@ class Conductor:
         self._over = False
         self.team.fill()
         try:
-            while not self._over or self.running:
+            while not self._over or self.running or self._left:
                 if self.signals.received:
                     raise Interrupted(self.signals.received)
                 if time.monotonic() >= deadline:
@@ -88,6 +90,9 @@ class Conductor:
 
     def _give(self, most: int) -> None:
         """A trial to each worker that has none; where there is none to begin, it looks again a little later."""
+        for worker, running in zip(self.team.idle(), list(self._left), strict=False):
+            self._left.remove(running)
+            self._train(worker, running)
         while (idle := self.team.idle()) and time.monotonic() - self._asked >= ASK:
             trial = self.study.next(most)
             if trial is None:
@@ -161,9 +166,10 @@ class Conductor:
         if worker not in self.team.workers:
             return
         words = worker.last_words()
-        if not worker.spoke:
+        self._silent = 0 if worker.spoke else self._silent + 1
+        if self._silent >= DEATHS:
             raise UserError(f"no process for trials can be started: {words}")
-        new = self.team.replace(worker, again=not self._stopping)
+        self.team.replace(worker, again=not self._stopping)
         if running is None:
             return
         self._deaths[running.trial.number] += 1
@@ -171,8 +177,8 @@ class Conductor:
             self.study.leave(running.trial)
         elif self._deaths[running.trial.number] >= DEATHS:
             self._finished(running, {"failed": f"{DEATHS} times {words}"})
-        elif new:
-            self._train(new, running)
+        else:
+            self._left.append(running)
 
     def _stop(self) -> None:
         """Lets the workers write their checkpoints, and others have their trials."""
@@ -184,5 +190,8 @@ class Conductor:
         for worker, running in self.running.items():
             worker.end()
             self.study.leave(running.trial)
+        for running in self._left:
+            self.study.leave(running.trial)
         self.running.clear()
+        self._left.clear()
         self._stopping = False

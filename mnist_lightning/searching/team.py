@@ -92,7 +92,7 @@ class Team:
         for worker in self.workers:
             worker.tell(take=str(folder))
 
-    def replace(self, worker: Worker, again: bool = True) -> Worker | None:
+    def replace(self, worker: Worker, again: bool = True) -> None:
         """Another in the place of one that has ended; without `again`, none until the next `fill`."""
         worker.end()
         self.workers.remove(worker)

@@ -35,7 +35,6 @@ class Line:
     def __init__(self, tasks: IO[str], answers: IO[str]) -> None:
         self._answers = answers
         self._tasks: queue.Queue[Message] = queue.Queue()
-        self._kept: list[Message] = []
         self.lent: str | None = None  # a folder that goes with that process
         threading.Thread(target=self._read, args=(tasks,), daemon=True).start()
 
@@ -46,14 +45,8 @@ class Line:
             shutil.rmtree(self.lent, ignore_errors=True)
         os._exit(0)
 
-    def hear(self, answer: str | None = None) -> Message:
-        """The next task; or the next message with this entry, what comes before it being kept for later."""
-        while answer is not None or not self._kept:
-            message = self._tasks.get()
-            if answer is None or answer in message:
-                return message
-            self._kept.append(message)
-        return self._kept.pop(0)
+    def hear(self) -> Message:
+        return self._tasks.get()
 
     def say(self, **message: Any) -> None:
         print(json.dumps(message), file=self._answers, flush=True)
@@ -75,7 +68,7 @@ class Reporter(Callback):
         self._validated = False
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.line.say(epoch=trainer.current_epoch + 1, acc=metrics.get("val_acc"), loss=metrics.get("val_loss"))
-        if not self.line.hear("goes_on")["goes_on"]:
+        if not self.line.hear()["goes_on"]:
             self.pruned = trainer.should_stop = True
 
 

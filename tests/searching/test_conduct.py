@@ -20,10 +20,13 @@ EPOCH = {"epoch": 1, "acc": 0.5, "loss": 1.0}
 
 
 class Worker:
-    """Answers a task by a script: messages, or None for its death."""
+    """Says that it is ready, as a real one does when it has started; answers a task by a script: messages, or None for
+    its death."""
 
     def __init__(self, team: "Team") -> None:
-        self.team, self.idle, self.spoke, self.stopped = team, True, True, False
+        self.team, self.idle, self.spoke = team, False, False
+        team.queue.append((self, None if team.still_births else {"ready": True}))
+        team.still_births = max(0, team.still_births - 1)
 
     def tell(self, **message) -> None:
         if "train" in message:
@@ -45,7 +48,8 @@ class Worker:
 class Team:
     def __init__(self, jobs: int, scripts: dict[str, list]) -> None:
         self.jobs, self.scripts, self.queue, self.told = jobs, scripts, [], []
-        self.workers = [Worker(self) for _ in range(jobs)]
+        self.still_births = 0  # of the next workers, which die before they say a word
+        self.workers: list[Worker] = []
 
     def fill(self) -> None:
         while len(self.workers) < self.jobs:
@@ -57,15 +61,15 @@ class Team:
     def answers(self, patience: float) -> Iterator[tuple[Worker, dict | None]]:
         waiting, self.queue = self.queue, []
         for worker, message in waiting:
+            worker.spoke = worker.spoke or message is not None
             worker.idle = message is not None and "epoch" not in message
             yield worker, message
 
-    def replace(self, worker: Worker, again: bool = True) -> Worker | None:
+    def replace(self, worker: Worker, again: bool = True) -> None:
         self.workers.remove(worker)
         self.queue = [(one, message) for one, message in self.queue if one is not worker]
         if again:
             self.fill()
-        return self.workers[-1] if again else None
 
 
 @pytest.fixture
@@ -132,6 +136,17 @@ def test_a_worker_that_dies_is_replaced_and_its_trial_goes_on(conducted):
     assert conductor.study.trials()[1].user_attrs["failed"] == "failed: 3 times the process ended with status -9"
 
 
+def test_a_worker_that_dies_before_it_says_a_word_is_replaced_too(conducted):
+    conductor, _ = conducted()
+    conductor.team.still_births = 2
+    conductor.carry_out(3)
+    assert states(conductor) == ["COMPLETE"] * 3
+    conductor, _ = conducted()
+    conductor.team.still_births = 9
+    with pytest.raises(UserError, match="no process for trials can be started: the process ended with status -9"):
+        conductor.carry_out(6)
+
+
 def test_checkpoints_of_finished_trials_go(conducted, tmp_path: Path):
     conductor, _ = conducted()
     conductor.keep = ("best.ckpt",)
@@ -153,7 +168,7 @@ def test_what_is_stopped_can_go_on(conducted, way: str):
         conductor.signals.received = 0
 
         def seen(conductor, line) -> None:
-            conductor.signals.received = signal.SIGTERM
+            conductor.signals.received = signal.SIGTERM if conductor.running else 0
 
         conductor.seen = seen
         with pytest.raises(Interrupted):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import queue
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from outcome import rows, same
 from mnist_lightning.data import lent
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.run import Run
-from mnist_lightning.searching import worker
 from mnist_lightning.searching.worker import outcome, work
 
 PROJECT = Path(__file__).parents[2]
@@ -29,7 +27,7 @@ class Line:
     def say(self, **message) -> None:
         self.said.append(message)
 
-    def hear(self, answer=None) -> dict:
+    def hear(self) -> dict:
         return {"goes_on": len(self.said) < self.epochs}
 
 
@@ -132,12 +130,3 @@ def test_a_worker_ends_when_its_starter_does(tmp_path: Path):
         worker.stdin.close()
         assert worker.wait(30) == 0
     assert not (tmp_path / "lent").exists()
-
-
-def test_an_answer_is_heard_although_digits_are_lent_before_it():
-    line = worker.Line.__new__(worker.Line)  # without its thread
-    line._tasks, line._kept = queue.Queue(), []
-    messages = [{"take": "folder"}, {"goes_on": True}, {"train": "trial1"}]
-    for message in messages:
-        line._tasks.put(message)
-    assert [line.hear("goes_on"), line.hear(), line.hear()] == [messages[1], messages[0], messages[2]]
