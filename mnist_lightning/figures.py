@@ -8,9 +8,7 @@ Each function returns a matplotlib Figure of its own; pyplot's state is neither 
 lists all do: `images` uint8 [n, 28, 28], `labels` whole numbers [n], `probabilities` [n, classes], `names` one a class.
 """
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,31 +22,15 @@ from torch import Tensor
 
 from mnist_lightning.report import measures
 from mnist_lightning.report.history import MEASURES, History, Point, read_history
+from mnist_lightning.report.look import INK, MUTED, PAPER, SERIES, Picture, new_figure, percent_axes, plain_axis, text
+from mnist_lightning.report.look import png as png  # for whoever draws
 from mnist_lightning.run import Run
 
-INK, MUTED, GRID, PAPER = "#1b1d21", "#5a616b", "#d9dde3", "#ffffff"
-SERIES = ("#1558c0", "#b3470b", "#19703c", "#8a2fa8", "#a3233f", "#0b6f80")  # 4.5:1 on white, each
 HEAT = LinearSegmentedColormap.from_list("heat", [PAPER, "#f6c9a8", "#b3470b"])
 WORDS = {"train": "training", "val": "validation", "test": "test"}
 LONGEST = 20  # letters of a class's name
 MOST_MARKED = 30  # points of a curve that each get a dot
 Numbers = Any  # a tensor, an array or a list
-
-
-class Picture(Figure):
-    """A Figure that a notebook shows without pyplot."""
-
-    def _repr_png_(self) -> bytes:
-        return png(self)
-
-
-def png(figure: Figure, dpi: int = 120) -> bytes:
-    """The figure as a PNG file."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a class's name in letters that the font lacks
-        figure.savefig(file, format="png", dpi=dpi)
-    return file.getvalue()
 
 
 # ---------------------------------------------------------------------- of the training
@@ -64,7 +46,7 @@ def curve(
     A run is its folder's path. Of one run it shows training and validation, and where it was resumed.
     """
     histories = [run if isinstance(run, History) else read_history(Run(Path(run))) for run in runs]
-    figure, axes = _figure(4.2, 3.0)
+    figure, axes = new_figure(4.2, 3.0)
     for number, history in enumerate(histories):
         for split, line in (("train", "--"), ("val", "-"), ("test", ":")):
             points = _on_axis(history.curves.get(f"{split}_{MEASURES[measure]}", []), over)
@@ -74,7 +56,7 @@ def curve(
             label = WORDS[split] if len(histories) == 1 else f"{history.name}, {WORDS[split]}"
             few = len(points) <= MOST_MARKED
             axes.plot(*zip(*points, strict=True), line, color=color, marker="o" if few else "", markersize=3.5,
-                      linewidth=1.6, label=_text(label))  # fmt: skip
+                      linewidth=1.6, label=text(label))  # fmt: skip
     if measure == "loss" and len(histories) == 1:
         steps = _on_axis(histories[0].curves.get("train_loss_step", []), over)
         if len(steps) > 1:
@@ -107,7 +89,7 @@ def _finish_curve(axes: Any, histories: list[History], measure: str, over: str) 
         top.set_xlabel("training examples seen", color=MUTED, fontsize=9)
         top.xaxis.set_major_locator(MaxNLocator(5))
         top.xaxis.set_major_formatter(FuncFormatter(_short))
-        _plain_axis(top)
+        plain_axis(top)
     if not handles:
         axes.text(0.5, 0.5, "nothing was recorded", transform=axes.transAxes, ha="center", color=MUTED)
         return
@@ -156,7 +138,7 @@ def errors(
 def _grid(images: Tensor, titles: list[str], columns: int, size: float, **shown: Any) -> Figure:
     """Small pictures in rows, a title above each: a single image for matplotlib, which is slow with many axes."""
     if not len(images):
-        figure, axes = _figure(4, 1)
+        figure, axes = new_figure(4, 1)
         axes.set_axis_off()
         axes.text(0.5, 0.5, "there are none", transform=axes.transAxes, ha="center", color=MUTED)
         return figure
@@ -205,7 +187,7 @@ def _matrix_figure(matrix: Any, names: list[str]) -> Figure:
     classes = len(names)
     cell = 0.42 if classes <= 12 else 0.29 if classes <= 36 else 0.21
     room = 0.8 + 0.08 * max(map(len, names))  # inches, for the names
-    figure, axes = _figure(room + max(classes * cell, 1), room + max(classes * cell, 1))
+    figure, axes = new_figure(room + max(classes * cell, 1), room + max(classes * cell, 1))
     wrong = matrix * (1 - np.eye(classes))
     shares = wrong / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap=HEAT, norm=PowerNorm(0.5, vmin=0, vmax=max(shares.max(), 0.01)), interpolation="nearest")
@@ -227,7 +209,7 @@ def _matrix_figure(matrix: Any, names: list[str]) -> Figure:
 
 def reliability(labels: Numbers, probabilities: Numbers, bins: int = measures.BINS) -> Figure:
     """The reliability diagram: accuracy of the images of each bin of confidence, against their mean confidence."""
-    figure, axes = _figure(4.2, 3.0)
+    figure, axes = new_figure(4.2, 3.0)
     found = measures.reliability_bins(_labels(labels), _rows(probabilities), bins)
     most = max((one.images for one in found), default=1)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="as sure as right")
@@ -235,7 +217,7 @@ def reliability(labels: Numbers, probabilities: Numbers, bins: int = measures.BI
     places = [one.confidence for one in found], [one.accuracy for one in found]
     axes.plot(*places, color=SERIES[0], linewidth=1)
     axes.scatter(*places, s=areas, color=SERIES[0], zorder=3, label="images of a bin (area: how many)")
-    _shares(axes, "confidence (mean of the bin)", "accuracy")
+    percent_axes(axes, "confidence (mean of the bin)", "accuracy")
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, loc="upper left")
     return figure
@@ -243,10 +225,10 @@ def reliability(labels: Numbers, probabilities: Numbers, bins: int = measures.BI
 
 def coverage(labels: Numbers, probabilities: Numbers) -> Figure:
     """Accuracy against the share of images answered, the surest first."""
-    figure, axes = _figure(4.2, 3.0)
+    figure, axes = new_figure(4.2, 3.0)
     answered, accuracy, _ = measures.coverage_curve(_labels(labels), _rows(probabilities))
     axes.plot(answered, accuracy, color=SERIES[0], linewidth=1.6, marker="o" if len(answered) == 1 else "")
-    _shares(axes, "share of the images answered, the surest first", "accuracy of the answers")
+    percent_axes(axes, "share of the images answered, the surest first", "accuracy of the answers")
     axes.set_xlim(0, 1.02)
     return figure
 
@@ -265,46 +247,16 @@ def probabilities(image: Numbers, row: Numbers, names: Sequence[str] | None = No
     right.set_xlim(0, 1)
     right.xaxis.set_major_formatter(PercentFormatter(1))
     right.set_xlabel("probability")
-    _plain_axis(right)
+    plain_axis(right)
     return figure
 
 
 # ---------------------------------------------------------------------- what they share
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Picture(figsize=(width, height), facecolor=PAPER, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_facecolor("none")
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    _plain_axis(axes)
-    return figure, axes
-
-
-def _plain_axis(axes: Any) -> None:
-    axes.tick_params(colors=INK, labelsize=9, color=GRID)
-    for spine in axes.spines.values():
-        spine.set_color(GRID)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set(color=INK, fontsize=9.5)
-
-
-def _shares(axes: Any, across: str, up: str) -> None:
-    axes.set(xlabel=across, ylabel=up)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-
-
-def _text(words: str) -> str:
-    """As it is: no formula between dollars, and no name that a legend leaves out for its underscore."""
-    return words.replace("$", r"\$").replace("_", "\u200b_", 1) if words.startswith("_") else words.replace("$", r"\$")
-
-
 def _name(label: int, names: Sequence[str] | None) -> str:
     name = names[label] if names and label < len(names) else str(label)
-    return _text(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…")
+    return text(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…")
 
 
 def _images(images: Numbers) -> Tensor:

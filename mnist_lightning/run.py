@@ -1,5 +1,6 @@
 """Run: a folder of checkpoints/, how it is made, named, found, held and compared."""
 
+import inspect
 import json
 import os
 import re
@@ -247,7 +248,6 @@ def differences(
     """
     from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-    from mnist_lightning.settings import defaults_of
     from mnist_lightning.training.checkpoints import STATE, plain
 
     state = checkpoint[STATE]
@@ -257,7 +257,7 @@ def differences(
     names = ["normalize", "seed", "train_size", "val_size", "folds", "fold", "classes", "subset"]
     names += ["batch_size"] * same_ranks
     # a setting that the checkpoint's version did not have was as it is by default
-    old_model, old_data = defaults_of(type(model)) | old_model, defaults_of(type(data)) | old_data
+    old_model, old_data = _defaults_of(type(model)) | old_model, _defaults_of(type(data)) | old_data
     compared = [(f"model.{name}", old_model.get(name), new) for name, new in sorted(model.hparams.items())]
     compared += [(f"data.{name}", old_data.get(name), data.hparams.get(name)) for name in [*names, "balance"]]
     compared += [("trainer.precision", state["precision"], str(trainer.precision))]
@@ -271,6 +271,15 @@ def differences(
             f"{state['world_size']} processes had {old_size} images in a step together, {trainer.world_size} now have "
             f"{size}: mend it with --data.batch_size"
         )
+    return found
+
+
+def _defaults_of(kind: type) -> dict[str, Any]:
+    """What a class's settings are by default, those that its bases take among them."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        own = inspect.signature(vars(base)["__init__"]).parameters if "__init__" in vars(base) else {}
+        found |= {name: one.default for name, one in own.items() if one.default is not one.empty}
     return found
 
 

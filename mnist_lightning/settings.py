@@ -252,15 +252,6 @@ def taken_by(flag: str, kind: type) -> set[str]:
     return {name.removeprefix("--") for name in _flags(_add_class(_parser(), flag, kind))}
 
 
-def defaults_of(kind: type) -> dict[str, Any]:
-    """What a class's settings are by default, those that its bases take among them."""
-    found: dict[str, Any] = {}
-    for base in reversed(kind.__mro__[:-1]):
-        own = inspect.signature(vars(base)["__init__"]).parameters if "__init__" in vars(base) else {}
-        found |= {name: one.default for name, one in own.items() if one.default is not one.empty}
-    return found
-
-
 def _flags(parser: Any) -> dict[str, Any]:
     """What describes each setting: a parser's actions, by their flags."""
     return {action.option_strings[0]: action for action in parser._actions if hasattr(action, "_typehint")}
@@ -293,9 +284,9 @@ def _takes(kind: Any) -> str:
 
 def _unknown(flag: str, flags: list[str]) -> str:
     group, dot, _ = flag.partition(".")
-    groups = {name.partition(".")[0] for name in flags if "." in name}
-    if dot and group not in groups:
+    inside = [name for name in flags if name.startswith(f"{group}.")]
+    if dot and not inside:
+        groups = {name.partition(".")[0] for name in flags if "." in name}
         return f"there is no group of flags {group}; {nearest(group, groups)}"
-    dotted = dot or flag[2:] in groups  # --loop: what there is of it
-    near = [name for name in flags if (name.startswith(f"{group}.") if dotted else "." not in name)]
+    near = inside if dot or len(inside) == 1 else [name for name in flags if "." not in name]
     return f"there is no flag {flag}; {nearest(flag, near)}"

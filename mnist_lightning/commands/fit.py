@@ -18,7 +18,7 @@ from rich.panel import Panel
 from mnist_lightning.commands import session
 from mnist_lightning.commands.evaluate import run_stage, tell
 from mnist_lightning.commands.members import asked_for, train_members
-from mnist_lightning.commands.start import Start, check_resumable, find_start, weights_file
+from mnist_lightning.commands.start import Start, check_resumable, find_start, start_from_weights, weights_file
 from mnist_lightning.config_yaml import resumable
 from mnist_lightning.console import console, say
 from mnist_lightning.data.module import MNISTDataModule
@@ -30,7 +30,6 @@ from mnist_lightning.settings import parsed, several
 from mnist_lightning.temperature import keep_temperature
 from mnist_lightning.training.averaging import AveragedStatistics
 from mnist_lightning.training.causes import limit_in_force, told
-from mnist_lightning.training.checkpoints import load_fitting_weights, read_weights
 from mnist_lightning.training.compiled import NotCompiledError
 from mnist_lightning.training.freeze import FrozenStatistics, freeze
 from mnist_lightning.training.keeper import RunKeeper
@@ -97,7 +96,7 @@ def train_one(pairs: Pairs, signals: Signals, test: bool = True) -> Result:
     patterns = several(config.freeze)
     run = start.run or Run(start.root / start.name)
     keeper = RunKeeper(run, signals, **vars(config.checkpoint), seed=config.seed, freeze=patterns)
-    ours = [SignalsAgain(signals), AveragedStatistics(), *([FrozenStatistics(patterns)] if patterns else [])]
+    ours = [SignalsAgain(signals), AveragedStatistics(), FrozenStatistics(patterns)]
     ours += [] if trial else [keeper, Sessions(keeper)]
     trainer = make_trainer(asked | {"logger": False}, ours, fit=True, step=config.loop.step)
     if start.file:
@@ -107,7 +106,7 @@ def train_one(pairs: Pairs, signals: Signals, test: bool = True) -> Result:
         data.setup("fit")
         model = _of_these_classes(model, config, settings, data)
     if config.init_from and not start.file:
-        _start_from_weights(model, weights_file(start.root, config.init_from))
+        start_from_weights(model, weights_file(start.root, config.init_from))
     if patterns:
         frozen = freeze(model, patterns)
         if is_first_process():
@@ -234,12 +233,6 @@ def _of_these_classes(model: Any, config: Any, settings: Mapping[str, Any], data
     own |= new
     seed_everything(config.seed, verbose=False)
     return config.model.make()
-
-
-def _start_from_weights(model: Any, file: Path) -> None:
-    fresh = load_fitting_weights(model, read_weights(file), file)
-    if is_first_process():
-        say(f"Starts from the weights of {file}" + (f"; fresh are {', '.join(fresh)}" if fresh else ""))
 
 
 def _is_lightnings(error: BaseException) -> bool:

@@ -15,7 +15,14 @@ from mnist_lightning.predictor import PRETRAINED, pretrained
 from mnist_lightning.processes import is_first_process
 from mnist_lightning.run import Run, base_name, differences, run_and_file
 from mnist_lightning.settings import taken_by
-from mnist_lightning.training.checkpoints import STATE, check_model, model_name, read_checkpoint
+from mnist_lightning.training.checkpoints import (
+    STATE,
+    check_model,
+    load_fitting_weights,
+    model_name,
+    read_checkpoint,
+    read_weights,
+)
 from mnist_lightning.words import Pairs, file_pairs, merged, root_and_name, with_files
 
 
@@ -123,6 +130,13 @@ def weights_file(root: Path, named: str) -> Path:
             "the shipped weights"
         )
     return run.checkpoint("best" if run.best.exists() else "last")
+
+
+def start_from_weights(model: Any, file: Path) -> None:
+    """Gives a new model the weights that fit it, and says which layers are fresh."""
+    fresh = load_fitting_weights(model, read_weights(file), file)
+    if is_first_process():
+        say(f"Starts from the weights of {file}" + (f"; fresh are {', '.join(fresh)}" if fresh else ""))
 
 
 def _computes_in_bf16(accelerator: str | None) -> bool:

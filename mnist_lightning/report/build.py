@@ -12,6 +12,7 @@ from mnist_lightning.predictor import Predictor, pretrained
 from mnist_lightning.report import augmentation
 from mnist_lightning.report.evaluation import Evaluation, evaluate, first_layer
 from mnist_lightning.report.history import History, read_history
+from mnist_lightning.report.look import png
 from mnist_lightning.report.measures import worst
 from mnist_lightning.report.summary import Report, flags
 from mnist_lightning.run import Run
@@ -134,6 +135,6 @@ def write(page: str, drawn: dict[str, Any], folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror or error}") from error
     for name, figure in drawn.items():
-        write_whole(figures.png(figure), folder / f"{name}.png")
+        write_whole(png(figure), folder / f"{name}.png")
     write_whole(page, folder / "index.html")
     return folder / "index.html"

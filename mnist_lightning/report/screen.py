@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME as THEME
 from rich.text import Text
 
-from mnist_lightning.figures import Picture
+from mnist_lightning.report.look import Picture
 
 CELL = 0.0775, 0.165  # inches of a character
 LETTERS: dict[str, Any] = {"family": "monospace", "fontsize": 9.2, "parse_math": False}

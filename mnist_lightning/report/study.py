@@ -20,8 +20,8 @@ from rich.table import Table
 
 from mnist_lightning.console import console, say
 from mnist_lightning.errors import UserError, first_line
-from mnist_lightning.figures import png
 from mnist_lightning.report import page
+from mnist_lightning.report.look import png
 from mnist_lightning.searching import end
 from mnist_lightning.searching.screen import final_table, in_words, shown, spread, with_std
 from mnist_lightning.searching.storage import load, quiet

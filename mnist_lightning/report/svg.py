@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from mnist_lightning.figures import GRID, INK, MUTED, PAPER, SERIES
+from mnist_lightning.report.look import GRID, INK, MUTED, PAPER, SERIES
 
 COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", PAPER: "var(--paper)"} | {
     colour: f"var(--s{number})" for number, colour in enumerate(SERIES)

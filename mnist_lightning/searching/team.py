@@ -96,10 +96,8 @@ class Team:
         """Another in the place of one that has ended; without `again`, none until the next `fill`."""
         worker.end()
         self.workers.remove(worker)
-        if not again:
-            return None
-        self.workers.append(self._worker())
-        return self.workers[-1]
+        if again:
+            self.workers.append(self._worker())
 
     def fill(self) -> None:
         """Starts as many as are missing."""

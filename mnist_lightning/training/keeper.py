@@ -17,7 +17,7 @@ from mnist_lightning.errors import UserError
 from mnist_lightning.files import give_name, sync
 from mnist_lightning.processes import Interrupted, Signals
 from mnist_lightning.run import Run
-from mnist_lightning.training import loop_state
+from mnist_lightning.training import loop_state, several
 from mnist_lightning.training.causes import refuse_lone_images
 from mnist_lightning.training.checkpoint_content import FORMAT, STATE, plain
 from mnist_lightning.training.checkpoints import model_name
@@ -87,7 +87,7 @@ class RunKeeper(Checkpoint):
             self._wait(trainer)  # a full disk shows now
         else:
             self._refuse_another_length(trainer, self.resumed)
-            self._go_on_stepping(trainer, self.resumed.get("step_by", "eager"))
+            several.go_on(trainer, self.resumed.get("step_by", "eager"))
         self.signals.deferred = True
 
     def on_train_batch_end(
@@ -235,7 +235,7 @@ class RunKeeper(Checkpoint):
             "best": self.best,
             "model": model_name(module),
             "precision": trainer.precision,
-            "step_by": self._way_of_steps(trainer),
+            "step_by": several.way_of_steps(trainer),
             "global_batch_size": getattr(trainer.train_dataloader, "global_batch_size", None),
             "world_size": trainer.world_size,
             "accumulate": trainer.accumulate_grad_batches,
@@ -269,21 +269,6 @@ class RunKeeper(Checkpoint):
         """Optimizer steps that a schedule is made for, where it matters."""
         cycles = any(isinstance(config.scheduler, OneCycleLR) for config in trainer.lr_scheduler_configs)
         return int(trainer.estimated_stepping_batches) if cycles else None
-
-    def _way_of_steps(self, trainer: Trainer) -> str:
-        loop: Any = trainer.fit_loop.epoch_loop
-        way = getattr(loop, "step", "eager")
-        if way == "auto" and loop.told_of_steps:  # it has been decided
-            return "eager" if loop._several is None else "compiled"
-        return str(way)
-
-    def _go_on_stepping(self, trainer: Trainer, before: str) -> None:
-        """Takes the steps as those before, if it is free to; else says so: the arithmetic is another."""
-        loop: Any = trainer.fit_loop.epoch_loop
-        if getattr(loop, "step", "eager") == "auto":
-            loop.step = before
-        elif getattr(loop, "step", "eager") != before != "auto" and trainer.is_global_zero:
-            say(f"--loop.step was {before}, is {loop.step}: the same training but for rounding")
 
     def _refuse_another_length(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """An epoch or a schedule of another length would put the run at another place than it was at."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import cat
 
 from mnist_lightning.console import say
@@ -34,6 +35,25 @@ def several_steps(loop: Any, loader: Any, listeners: list[Any], reason: str | No
         return SeveralSteps(loop, loader)
     known.loader = loader
     return known
+
+
+def way_of_steps(trainer: Trainer) -> str:
+    """What a checkpoint keeps: eager, compiled, or auto while that is not decided."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    way: str = getattr(loop, "step", "eager")  # Lightning's own loop has none
+    if way == "auto" and loop.told_of_steps:
+        return "eager" if loop._several is None else "compiled"
+    return way
+
+
+def go_on(trainer: Trainer, before: str) -> None:
+    """Takes the steps as the checkpoint's were taken, if it is free to; else says so: the arithmetic is another."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    way = getattr(loop, "step", "eager")
+    if way == "auto":
+        loop.step = before
+    elif way != before != "auto" and trainer.is_global_zero:
+        say(f"--loop.step was {before}, is {way}: the same training but for rounding")
 
 
 class SeveralSteps:

@@ -26,6 +26,7 @@ NO_OTHERS = (
     "several processes cannot be started from a notebook, a prompt or a pool: give --trainer.devices 1, or train in a "
     "program of its own, as python -m mnist_lightning fit is"
 )
+STEPS = ("eager", "compiled", "auto")
 SMALL_STEP = 2_000_000  # multiplications of a forward through fully connected layers
 
 
@@ -34,6 +35,8 @@ def quick(trainer: Trainer, step: str = "eager") -> Trainer:
 
     step: eager; compiled: several steps in one compiled call, where that can be; auto: compiled where it saves time.
     """
+    if step not in STEPS:
+        raise BadSetting(f"step is {step!r}; it is {', '.join(STEPS)}")
     if lightning.__version__ in KNOWN:
         from mnist_lightning.training.loop import put_in_place
 

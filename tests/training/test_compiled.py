@@ -15,6 +15,7 @@ from processes import LAST, ended, same_run
 from test_resume import killed_and_resumed
 
 from mnist_lightning import MLP, MNISTDataModule, quick
+from mnist_lightning.errors import UserError
 from mnist_lightning.training import compiled
 from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps
 from mnist_lightning.training.several import _passes_none
@@ -220,3 +221,10 @@ PLACES = [(0, 5, True), (5, 5, True), (5, 7, False), (5, 50, True), (45, 50, Tru
 @pytest.mark.parametrize(("at", "every", "none"), PLACES)
 def test_nothing_happens_between_steps_taken_together(at, every, none):
     assert _passes_none(at, every) is none
+
+
+def test_a_way_that_there_is_not():
+    from lightning.pytorch import Trainer
+
+    with pytest.raises(UserError, match="step is 'graph'; it is eager, compiled, auto"):
+        quick(Trainer(accelerator="cpu", logger=False, enable_progress_bar=False), step="graph")
