@@ -7,6 +7,7 @@ from samples import write_mnist
 
 from mnist_lightning import load_model
 from mnist_lightning.data.module import MNISTDataModule
+from mnist_lightning.training import averaging
 
 AVERAGED = ("--trainer.callbacks", "EMAWeightAveraging", "--trainer.callbacks.decay", "0.9")
 
@@ -33,19 +34,26 @@ def test_a_resumed_training_ends_in_the_same_bits(fit):
     assert (RUNS / "parts" / "last.ckpt").read_bytes() == (RUNS / "whole" / "last.ckpt").read_bytes()
 
 
-def test_sorted_images_and_one_too_many(fit, tiny_digits, tmp_path):
+@pytest.fixture
+def sorted_by_class(tiny_digits, tmp_path):
+    """A folder with 1,061 images to train on, which lie class by class."""
     (images, labels), test = tiny_digits
-    order = labels.argsort()
-    images, labels = images[order].repeat(4, 1, 1)[:1061], labels[order].repeat(4)[:1061]
-    root = write_mnist(tmp_path / "sorted", (images, labels), test)
-    words = ("--data.root", root, "--data.batch_size", "99", "--data.val_size", "60", "--model.norm", "true")
-    fit(*words, *AVERAGED, "--run", "a")  # 1,001 images are left
-    data = MNISTDataModule(root=str(root), source="mnist", val_size=60)
+    order = labels.argsort(stable=True).repeat_interleave(4)[:1061]
+    return write_mnist(tmp_path / "sorted", (images[order], labels[order]), test)
+
+
+@pytest.mark.parametrize(("images", "at_once", "tolerance"), [(10_000, 1000, 0.002), (250, 100, 0.05)])
+def test_images_from_all_of_the_set_in_equal_parts(fit, sorted_by_class, monkeypatch, images, at_once, tolerance):
+    monkeypatch.setattr(averaging, "IMAGES", images)
+    monkeypatch.setattr(averaging, "AT_ONCE", at_once)
+    words = ("--data.root", sorted_by_class, "--data.batch_size", "99", "--data.val_size", "60", "--model.norm", "true")
+    fit(*words, *AVERAGED, "--run", "a")  # 1,001 images are left: one more than a part has
+    data = MNISTDataModule(root=str(sorted_by_class), source="mnist", val_size=60)
     data.setup("fit")
-    norm, first = load_model(RUNS / "a" / "last.ckpt").net[2], load_model(RUNS / "a" / "last.ckpt").net[1]
+    net = load_model(RUNS / "a" / "last.ckpt").net
     with torch.no_grad():
-        mean = first(data.normalized(data.images("train")).flatten(1)).mean(0)
-    assert torch.allclose(norm.running_mean, mean, atol=2e-3)
+        mean = net[1](data.normalized(data.images("train")).flatten(1)).mean(0)
+    assert (net[2].running_mean - mean).abs().max() < tolerance
 
 
 def test_statistics_of_frozen_layers_stay(fit):
