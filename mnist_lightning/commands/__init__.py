@@ -129,6 +129,7 @@ def _torch() -> Undo:
         if state["threads"]:
             torch.set_num_threads(state["threads"])
         torch.use_deterministic_algorithms(state["deterministic"], warn_only=state["warn_only"])
+        torch.utils.deterministic.fill_uninitialized_memory = state["filled"]
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = state["cudnn"]
         torch.set_default_dtype(state["dtype"])
         if torch.get_float32_matmul_precision() != state["matmul"]:
@@ -150,6 +151,7 @@ def _torch_state(torch: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "filled": torch.utils.deterministic.fill_uninitialized_memory,
         "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
         "dtype": torch.get_default_dtype(),
         "matmul": torch.get_float32_matmul_precision(),
@@ -162,7 +164,7 @@ def _torch_state(torch: Any) -> dict[str, Any]:
 
 def _fresh_torch_state(torch: Any) -> dict[str, Any]:
     return _torch_state(torch) | {
-        "threads": None, "deterministic": False, "warn_only": False, "cudnn": (False, False),
+        "threads": None, "deterministic": False, "warn_only": False, "filled": True, "cudnn": (False, False),
         "dtype": torch.float32, "matmul": "highest", "grad": True,
         "generator": torch.Generator().get_state(), "cuda": None,
     }  # fmt: skip

@@ -95,13 +95,13 @@ class TensorLoader:
         self.batch, self._start = self._start or 0, None
         order = self.order(self.epoch)
         seed = derived_seed(self.seed, "augment", self.epoch)
-        drawn = self.augment.draw(len(self.labels), seed) if self.augment else None
+        drawn = self.augment.draw(len(self.labels), seed).to(self.device) if self.augment else None
         while self.batch < len(self):
             positions, sizes = self._share(order, self.batch, self.batch + self.at_once, self.rank)
             # gathering flat rows is several times faster than gathering [28, 28] pictures
             images = self.images.flatten(1).index_select(0, positions).view(-1, *self.images.shape[1:])
             if self.augment and drawn is not None:
-                images = self.augment(images, drawn[positions.cpu()].to(self.device))
+                images = self.augment(images, drawn.index_select(0, positions))
             images = images if self.prepare is None else self.prepare(images)
             labels = self.labels.index_select(0, positions).long()
             for pair in zip(images.split(sizes), labels.split(sizes), strict=True):

@@ -20,6 +20,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
+from mnist_lightning.console import say
 from mnist_lightning.errors import UserError, first_line
 from mnist_lightning.models.classifier import DigitClassifier
 from mnist_lightning.models.layers import Linear, Network
@@ -43,11 +44,11 @@ def why_not(trainer: Trainer, loader: Any) -> str | None:
     device, whole = trainer.strategy.root_device.type, loader.size // loader.global_batch_size if loader else 0
     reasons = {
         "they are compiled for one process on a CPU": trainer.world_size > 1 or device != "cpu",
-        "they are compiled for MLP, and what is made of it without steps of its own": not _is_ours(module),
+        "they are compiled for MLP, and what is made of it without steps of its own": not is_ours(module),
         f"{', '.join(sorted(strange))} is not compiled": bool(strange),
         "they are compiled for the batches of MNISTDataModule": loader is None,
         f"an epoch has fewer than {AT_ONCE} whole batches": whole < AT_ONCE,
-        "a hook looks into each step": _is_hooked(module),
+        "a hook looks into each step": is_hooked(module),
         "a schedule that goes by steps is not compiled": "step" in [c.interval for c in trainer.lr_scheduler_configs],
         f"{type(optimizer).__name__} as it is set is not compiled": type(optimizer) not in STATE or _is_odd(optimizer),
         f"precision {trainer.precision} is not compiled": str(trainer.precision) != "32-true",
@@ -57,7 +58,7 @@ def why_not(trainer: Trainer, loader: Any) -> str | None:
     return found or (None if has_compiler() else "there is no C++ compiler (install g++)")
 
 
-def _is_ours(module: Any) -> bool:
+def is_ours(module: Any) -> bool:
     own = ("training_step", "_step", "_tell", "_outputs", "log")
     return isinstance(module, DigitClassifier) and all(
         getattr(type(module), name) is getattr(DigitClassifier, name) and name not in vars(module) for name in own
@@ -69,7 +70,7 @@ def _is_known(layer: nn.Module) -> bool:
     return activation or type(layer) in LAYERS
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
     """Whether somebody is called in the middle of a step."""
     of_layers = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     of_parameters = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -134,18 +135,28 @@ class CompiledSteps:
 
     @property
     def ready(self) -> bool:
-        """Whether the optimizer has the state that its first step makes."""
-        if self.kind is SGD and not self.optimizer.param_groups[0]["momentum"]:
-            return True
-        return all(self.optimizer.state.get(parameter) for parameter in self.parameters)
+        """Whether the optimizer has the state that its first step makes, and is set as it was."""
+        plain = self.kind is SGD and not self.optimizer.param_groups[0]["momentum"]
+        has_state = plain or all(self.optimizer.state.get(parameter) for parameter in self.parameters)
+        return has_state and not is_changed(self.optimizer)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [AT_ONCE] and logits of all images, after the steps."""
+    def sizes_at(self, done: int) -> tuple[int, ...]:
+        """How many steps can be one call, the most first."""
+        return (AT_ONCE,)
+
+    def rates(self) -> None:
+        """Schedules change nothing between the steps of a call."""
+
+    def __call__(self, batches: list[Any], rates: list[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All images and labels, losses [AT_ONCE] and logits of all images, after the steps."""
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         states = [
             [self.optimizer.state[p][name] for p in self.parameters if name in self.optimizer.state.get(p, ())]
             for name in STATE[self.kind]
         ]
         lr = torch.tensor(self.optimizer.param_groups[0]["lr"])
+        if not self.compiled:
+            say("The steps are being compiled, which takes half a minute where it was never done")
         try:
             with torch.no_grad(), nullcontext() if self.compiled else _quietly():
                 found = self._run(self.parameters, states, lr, images, labels)
@@ -156,7 +167,7 @@ class CompiledSteps:
         self.compiled = self.optimizer._opt_called = True  # the latter is what schedulers ask
         for parameter in self.parameters:
             parameter.grad = None  # an eager step's
-        return found
+        return images, labels, *found
 
 
 def _steps(module: DigitClassifier, optimizer: Optimizer) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -25,14 +25,15 @@ from mnist_lightning.training.loggers import identities
 from mnist_lightning.training.metrics_csv import MetricsCSV
 
 UNSEEN = 64  # batches whose losses may wait on the device before somebody looks at them
+SOON = 1.0  # seconds after which an epoch's end on a GPU is saved again
 AGREE = 8  # batches after which several processes tell each other what they have seen
 
 
 class RunKeeper(Checkpoint):
     """Writes `last.ckpt` and `best.ckpt` of a run, when QuickLoop tells that all others have done their part.
 
-    `last.ckpt` is written at the start, at each epoch's end, after `every_n_seconds` or `every_n_steps`, and when a
-    signal comes; with Lightning's own loop at epochs' ends only. `best.ckpt` is the epoch with the highest validation
+    `last.ckpt` is written at the start, at each epoch's end (on a GPU once a second at most, and at the last), after
+    `every_n_seconds` or `every_n_steps`, and when a signal comes; with Lightning's own loop at epochs' ends only. `best.ckpt` is the epoch with the highest validation
     accuracy, then the lowest validation loss; without validation images it is the last epoch.
     """
 
@@ -117,10 +118,16 @@ class RunKeeper(Checkpoint):
     def between_epochs(self, trainer: Trainer) -> None:
         received, _ = self._look(trainer)
         if trainer.is_last_batch:  # else the epoch was ended early, and its last batch has been saved
-            self._between_epochs = True
-            self._save(trainer, best=self._is_best(trainer))
-            self._between_epochs = False
+            best = self._is_best(trainer)
+            on_gpu = trainer.strategy.root_device.type == "cuda"  # where an epoch can take less than to save it
+            if best or received or not on_gpu or time.monotonic() - self._saved_at >= SOON:
+                self._save_between_epochs(trainer, best)
         self._stop_if_asked(trainer, received)
+
+    def _save_between_epochs(self, trainer: Trainer, best: bool = False) -> None:
+        self._between_epochs = True
+        self._save(trainer, best)
+        self._between_epochs = False
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._validated_step = trainer.global_step
@@ -137,6 +144,8 @@ class RunKeeper(Checkpoint):
             self.between_epochs(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.saved_step != trainer.global_step and hasattr(trainer.fit_loop.epoch_loop, "tell"):
+            self._save_between_epochs(trainer)
         self._wait(trainer)
         self.signals.deferred = False
 
@@ -202,7 +211,8 @@ class RunKeeper(Checkpoint):
 
     def _save(self, trainer: Trainer, best: bool = False) -> None:
         # the loss of a step is finite before its update makes the weights infinite
-        bad = not all(bool(parameter.isfinite().all()) for parameter in trainer.lightning_module.parameters())
+        finite = [parameter.isfinite().all() for parameter in trainer.lightning_module.parameters()]
+        bad = bool(finite) and not bool(torch.stack(finite).all())
         self._stop_if_bad(trainer, *self._agree(trainer, bad * trainer.global_step))
         self._wait(trainer)
         names = {"also": self.run.best if best else None, "previous": self.run.previous, "table": self.run.table}

@@ -24,7 +24,8 @@ from torch import Generator, is_anomaly_enabled
 from mnist_lightning.data.loader import derived_seed, seed_generators
 from mnist_lightning.training.loop_state import restore_sums
 from mnist_lightning.training.optimization import OWN_WAYS, QuickOptimization
-from mnist_lightning.training.several import SeveralSteps, several_steps
+from mnist_lightning.training.rows import Rows
+from mnist_lightning.training.several import SeveralSteps, plan_steps
 
 AROUND = ("on_train_batch_start", "on_train_batch_end")
 INSIDE = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
@@ -45,7 +46,7 @@ def put_in_place(trainer: Trainer, step: str = "eager") -> None:
     trainer.fit_loop.__class__ = QuickFit
     trainer.fit_loop.epoch_loop.__class__ = QuickLoop
     trainer.fit_loop.epoch_loop.automatic_optimization.__class__ = QuickOptimization
-    trainer.fit_loop.epoch_loop.step = step
+    trainer.fit_loop.epoch_loop.step, trainer.fit_loop.epoch_loop.rows = step, Rows(trainer)
 
 
 class QuickFit(_FitLoop):
@@ -65,9 +66,10 @@ class QuickLoop(_TrainingEpochLoop):
     seed: int | None = None  # if given, what is random in a batch is a function of it, the batches done, and the rank
     exactly_resumed = False  # from a place between two batches
     resumed_sums: dict[str, Any] | None = None  # of the epoch that the place is in
-    step = "eager"  # how steps are to be taken; or compiled, or auto
+    step = "eager"  # how steps are to be taken; or compiled, graph, or auto
     told_of_steps = ""
-    _several: SeveralSteps | None = None
+    several: SeveralSteps | None = None
+    rows: Rows  # for the loggers
     _validates: bool | None = None
     _uncollected = False
     _drawn = False  # whether the order of the batches comes from random generators
@@ -79,6 +81,7 @@ class QuickLoop(_TrainingEpochLoop):
             super().run(data_fetcher)
         finally:
             self._collect()
+            self.rows.write()
             self._validates = None
 
     def on_run_start(self, data_fetcher: Any) -> None:
@@ -135,8 +138,7 @@ class QuickLoop(_TrainingEpochLoop):
             and (trainer.world_size == 1 or not lightnings_signals)
         )
         if not self._quick:
-            if self.step != "eager":
-                self._several = several_steps(self, None, [], "Lightning's own code takes them here")
+            plan_steps(self, None, [], "Lightning's own code takes them here")
             return
         ready = getattr(self._loader, "device", None) == strategy.root_device  # and in float32
         self._moves = (
@@ -156,13 +158,13 @@ class QuickLoop(_TrainingEpochLoop):
         self._module_start, self._module_end = (getattr(module, hook) if hook in own else None for hook in AROUND)
         inside = any(heard[hook] or hook in own for hook in INSIDE)
         self.automatic_optimization.plan(inside, own)
-        if self.step != "eager":
-            listeners = [hook.__self__ for hook in (*self._starts, *self._ends)]
-            looked_at = inside or own & set(AROUND) or not self.automatic_optimization.bare or is_anomaly_enabled()
-            reason = "somebody looks into each step" if looked_at else None
-            if trainer.accumulate_grad_batches != 1:
-                reason = f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} is not compiled"
-            self._several = several_steps(self, None if self._moves else self._loader, listeners, reason)
+        listeners = [hook.__self__ for hook in (*self._starts, *self._ends)]
+        listeners += [module] * bool(own & set(AROUND))
+        looked_at = inside or not self.automatic_optimization.bare or is_anomaly_enabled() or "log" in own
+        reason = "somebody looks into each step" if looked_at else None
+        if trainer.accumulate_grad_batches != 1:
+            reason = f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} goes step by step"
+        plan_steps(self, None if self._moves else self._loader, listeners, reason)
 
     def _facts(self) -> tuple[Any, ...]:
         """What a callback may change in the middle of an epoch."""
@@ -188,8 +190,8 @@ class QuickLoop(_TrainingEpochLoop):
             return super().advance(data_fetcher)
         if self.val_loop.restarting:
             self.val_loop.restarting = False
-        if self._several is not None and self._several.fit_here():
-            return self._several.advance(data_fetcher)
+        if self.several is not None and (count := self.several.count_here()):
+            return self.several.advance(data_fetcher, count)
         module: Any = trainer.lightning_module
         connector, names = trainer._logger_connector, vars(module)
         batch, _, _ = next(data_fetcher)
@@ -236,7 +238,7 @@ class QuickLoop(_TrainingEpochLoop):
         due = every and (self._batches_that_stepped + 1) % every == 0
         if self._uncollected and (due or trainer.should_stop or trainer.fast_dev_run):
             self._collect()
-            connector.update_train_step_metrics()
+            self.rows.add()
         results.batch = results.batch_size = None
 
     def on_advance_end(self, data_fetcher: Any) -> None:
@@ -244,6 +246,7 @@ class QuickLoop(_TrainingEpochLoop):
         stops = trainer.received_sigterm or trainer.should_stop
         if not self._quick or stops or self._should_check_val_fx(data_fetcher):
             self._collect()
+            self.rows.write()
             super().on_advance_end(data_fetcher)
         else:
             if trainer.lr_scheduler_configs:
@@ -259,7 +262,7 @@ class QuickLoop(_TrainingEpochLoop):
                 getattr(callback, hook)(self.trainer)
 
     def _collect(self, now: bool = False) -> None:
-        """What Lightning does after each batch: shows callbacks, bars and loggers what was logged."""
+        """What Lightning does after each batch: shows callbacks and bars what was logged."""
         connector = self.trainer._logger_connector
         if (self._uncollected or now) and self.trainer.training and connector._first_loop_iter is not None:
             metrics = connector.metrics

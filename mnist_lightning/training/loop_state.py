@@ -95,6 +95,7 @@ def epoch_sums(trainer: Trainer, inside: bool) -> dict[str, Any]:
     connector: Any = trainer._logger_connector
     if hasattr(trainer.fit_loop.epoch_loop, "_collect"):
         trainer.fit_loop.epoch_loop._collect(now=True)  # not as whoever looked last has left it
+        trainer.fit_loop.epoch_loop.rows.write()
     shown = {name: dict(sorted(getattr(connector, name).items())) for name in SHOWN}
     if not inside:
         return {"logged": [], "metrics": {}, "shown": shown}

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from mnist_lightning.training.graphs import GraphSteps
+
 OWN_WAYS = ("optimizer_step", "backward", "optimizer_zero_grad", "configure_gradient_clipping")
 
 
@@ -20,6 +22,7 @@ class QuickOptimization(_AutomaticOptimization):
     """Takes the steps that nobody listens to itself; a rank's loss counts as much as its share of the images."""
 
     weight = 1.0  # of this rank's loss in the mean over ranks
+    graphs: GraphSteps | None = None  # steps that are recorded on a GPU
 
     def plan(self, heard: bool, own: set[str]) -> None:
         """Decides how this epoch's steps are taken: `heard` inside by somebody, some hooks the module's `own`."""
@@ -67,6 +70,10 @@ class QuickOptimization(_AutomaticOptimization):
         """What training_step returned, its loss detached."""
         trainer, optimizer = self.trainer, self.trainer.optimizers[0]
         module: Any = trainer.lightning_module
+        if self.graphs is not None:
+            output = self.graphs.step(batch, index)
+            if output is not None:
+                return output
         patched = vars(optimizer).get("step")  # by a scheduler, which only counts, or by somebody else
         if not self._bare or _is_own(patched) or any(self._before):
             return self.run(optimizer, index, trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, index))

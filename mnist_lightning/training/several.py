@@ -1,48 +1,77 @@
-"""SeveralSteps: what QuickLoop does over several batches at once, with compiled steps, and where it cannot."""
+"""SeveralSteps: what QuickLoop does over several batches at once, and which way its steps are taken."""
 
 from typing import Any
 
-from lightning.pytorch import Trainer
-from torch import cat
+from lightning.pytorch import LightningModule, Trainer
 
 from mnist_lightning.console import say
-from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps, is_changed, is_worth_it, why_not
+from mnist_lightning.training import graphs
+from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps, is_worth_it, why_not
+from mnist_lightning.training.graphs import GraphSteps, tell_of_steps
 
 
-def several_steps(loop: Any, loader: Any, listeners: list[Any], reason: str | None) -> "SeveralSteps | None":
-    """The loop's compiled steps, or none; says which way is taken, where that was not known before.
+def plan_steps(loop: Any, loader: Any, listeners: list[Any], looked_at: str | None) -> None:
+    """Decides for an epoch how the loop's steps are taken; says it where that was not known before.
 
     loader: the project's own, where it hands out batches as the network takes them. listeners: callbacks that are told
-    of each batch. reason: why steps are not compiled, if that is known already.
+    of each batch. looked_at: why each step is Lightning's or the user's to see, if that is known already.
     """
-    trainer, asked = loop.trainer, loop.step
     curious = [type(one).__name__ for one in listeners if not getattr(one, "takes_several", False)]
-    reason = reason or why_not(trainer, loader)
+    if loop.step == "graph" or (loop.step == "auto" and loop.trainer.strategy.root_device.type == graphs.DEVICE):
+        _plan_graphs(loop, loader, curious, looked_at)
+    elif loop.step != "eager":
+        _plan_compiled(loop, loader, curious, looked_at)
+
+
+def _plan_graphs(loop: Any, loader: Any, curious: list[str], looked_at: str | None) -> None:
+    trainer, optimization = loop.trainer, loop.automatic_optimization
+    known: GraphSteps | None = optimization.graphs
+    if known is not None and known.optimizer is not trainer.optimizers[0]:
+        known = None
+    reason = graphs.why_not(trainer) or looked_at or (known and known.refused)
+    loop.several = None
+    if reason:
+        optimization.graphs = known if known and known.refused else None
+        tell_of_steps(loop, f"Steps are eager: {reason}")
+        return
+    if known is None:
+        known = optimization.graphs = GraphSteps(optimization, trainer)
+    known.look()
+    own_schedule = type(trainer.lightning_module).lr_scheduler_step is not LightningModule.lr_scheduler_step
+    if known.own and loader is not None and not curious and not own_schedule:
+        known.batch_size = loader.global_batch_size
+        loop.several = SeveralSteps(loop, loader, known)
+
+
+def _plan_compiled(loop: Any, loader: Any, curious: list[str], looked_at: str | None) -> None:
+    trainer, asked = loop.trainer, loop.step
+    reason = looked_at or why_not(trainer, loader)
     if curious and reason is None:
         reason = f"{', '.join(curious)} looks at each step"
     if 0 < trainer.log_every_n_steps < AT_ONCE and reason is None:
         reason = f"--trainer.log_every_n_steps {trainer.log_every_n_steps} looks at them one by one"
     if asked == "auto" and reason is None and not is_worth_it(trainer, loader):
         reason = "compiling would take longer than it saves"
-    told = f"Steps are eager: {reason}" if reason else f"Steps are compiled: {AT_ONCE} at once, in one call"
-    if told != loop.told_of_steps and trainer.is_global_zero and (reason or asked == "auto" or loop.told_of_steps):
-        say(told)
-        loop.told_of_steps = told
+    if reason or asked == "auto" or loop.told_of_steps:
+        tell_of_steps(
+            loop, f"Steps are eager: {reason}" if reason else f"Steps are compiled: {AT_ONCE} at once, in one call"
+        )
     if reason:
-        return None
-    known: SeveralSteps | None = loop._several
-    if known is None or known.steps.optimizer is not trainer.optimizers[0]:
-        return SeveralSteps(loop, loader)
-    known.loader = loader
-    return known
+        loop.several = None
+    elif loop.several is None or loop.several.steps.optimizer is not trainer.optimizers[0]:
+        steps = CompiledSteps(trainer.lightning_module, trainer.optimizers[0])
+        loop.several = SeveralSteps(loop, loader, steps)
+    else:
+        loop.several.loader = loader
 
 
 def way_of_steps(trainer: Trainer) -> str:
-    """What a checkpoint keeps: eager, compiled, or auto while that is not decided."""
+    """What a checkpoint keeps: eager, compiled, graph, or auto while that is not decided."""
     loop: Any = trainer.fit_loop.epoch_loop
     way: str = getattr(loop, "step", "eager")  # Lightning's own loop has none
-    if way == "auto" and loop.told_of_steps:
-        return "eager" if loop._several is None else "compiled"
+    steps = loop.automatic_optimization.graphs or loop.several
+    if way == "auto" and (loop.told_of_steps or steps is not None):
+        return "eager" if steps is None else "graph" if isinstance(steps, GraphSteps) else "compiled"
     return way
 
 
@@ -57,50 +86,53 @@ def go_on(trainer: Trainer, before: str) -> None:
 
 
 class SeveralSteps:
-    """AT_ONCE batches in the place of one, for those who are told of batches."""
+    """Several batches in the place of one, for those who are told of batches."""
 
-    def __init__(self, loop: Any, loader: Any) -> None:
-        self.loop, self.loader, self.trainer = loop, loader, loop.trainer
-        self.steps = CompiledSteps(self.trainer.lightning_module, self.trainer.optimizers[0])
+    def __init__(self, loop: Any, loader: Any, steps: CompiledSteps | GraphSteps) -> None:
+        self.loop, self.loader, self.steps, self.trainer = loop, loader, steps, loop.trainer
 
-    def fit_here(self) -> bool:
-        """Whether nothing is to happen between the next batches, which are all of one size."""
-        loop, trainer, loader = self.loop, self.trainer, self.loader
-        at, most, steps = loop.batch_progress.current.ready, trainer.num_training_batches, trainer.max_steps
-        whole, done = loader.size // loader.global_batch_size, loop._batches_that_stepped
+    def count_here(self) -> int:
+        """How many batches can be taken at once, since nothing is to happen between them; 0: none.
+
+        It follows from the place in the training alone, so that a resumed one takes the same ones together.
+        """
+        loop, trainer, loader, steps = self.loop, self.trainer, self.loader, self.steps
+        done = loop._batches_that_stepped
+        sizes = steps.sizes_at(done) if steps.ready else ()
+        if not sizes or done % sizes[-1]:
+            return 0
+        at, most, last = loop.batch_progress.current.ready, trainer.num_training_batches, trainer.max_steps
+        whole = loader.size // loader.global_batch_size
         seen = loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else at  # as Lightning counts
-        return (
-            done % AT_ONCE == 0
-            and at + AT_ONCE <= min(most, whole)
-            and (steps == -1 or trainer.global_step + AT_ONCE <= steps)
-            and _passes_none(seen, trainer.val_check_batch)
-            and _passes_none(done, trainer.log_every_n_steps)
-            and self.steps.ready
-            and not is_changed(self.steps.optimizer)
-        )
+        for size in sizes:
+            if (
+                done % size == 0
+                and at + size <= min(most, whole)
+                and (last == -1 or trainer.global_step + size <= last)
+                and _passes_none(seen, size, trainer.val_check_batch)
+                and _passes_none(done, size, trainer.log_every_n_steps)
+            ):
+                return size
+        return 0
 
-    def advance(self, fetcher: Any) -> None:
+    def advance(self, fetcher: Any, count: int) -> None:
         """`QuickLoop.advance`, with one call of what is told of batches: all losses, and the last batch."""
         loop, trainer, progress = self.loop, self.trainer, self.loop.batch_progress
         module, connector, results = trainer.lightning_module, trainer._logger_connector, loop._results
-        batches = [next(fetcher)[0] for _ in range(AT_ONCE)]
+        batches = [next(fetcher)[0] for _ in range(count)]
         progress.is_last_batch = fetcher.done
-        images, labels = (cat(parts) for parts in zip(*batches, strict=True))
         connector._first_loop_iter = connector._first_loop_iter is None
-        results.batch, results.batch_size, results.dataloader_idx = (images, labels), None, None
-        if not self.steps.compiled and trainer.is_global_zero:
-            say("The steps are being compiled, which takes half a minute where it was never done")
-        losses, logits = self.steps(images, labels)
         optimization = loop.automatic_optimization
+        by_steps = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
+        rates = self._schedule(count) if by_steps else [self.steps.rates()] * count
+        images, labels, losses, logits = self.steps(batches, rates)
+        if not by_steps:
+            self._count(count)
+        results.batch, results.batch_size, results.dataloader_idx = (images, labels), None, None
         optimization.log_several(losses, logits, labels)
-        counts = optimization.optim_progress.optimizer
-        for counted in (counts.step, counts.zero_grad, progress):
-            for tracker in (counted.total, counted.current):
-                for name, count in vars(tracker).items():
-                    setattr(tracker, name, count + AT_ONCE)
         if trainer.lr_scheduler_configs and loop._num_ready_batches_reached():
             loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-        loop._batches_that_stepped += AT_ONCE - 1  # the loop counts one
+        loop._batches_that_stepped += count - 1  # the loop counts one
         names = vars(module)
         outer, names["_current_fx_name"] = names["_current_fx_name"], "on_train_batch_end"
         for end in loop._ends:
@@ -110,10 +142,27 @@ class SeveralSteps:
         every = trainer.log_every_n_steps
         if (every and (loop._batches_that_stepped + 1) % every == 0) or trainer.should_stop:
             loop._collect()
-            connector.update_train_step_metrics()
+            loop.rows.add()
         results.batch = results.batch_size = None
 
+    def _count(self, count: int) -> None:
+        counts = self.loop.automatic_optimization.optim_progress.optimizer
+        for counted in (counts.step, counts.zero_grad, self.loop.batch_progress):
+            for tracker in (counted.total, counted.current):
+                for name, known in vars(tracker).items():
+                    setattr(tracker, name, known + count)
 
-def _passes_none(at: int, every: float) -> bool:
-    """Whether no multiple of `every` lies between `at` and `at + AT_ONCE`."""
-    return not every or every == float("inf") or at // every == (at + AT_ONCE - 1) // every
+    def _schedule(self, count: int) -> list[Any]:
+        """Takes and counts the schedules' steps, which ask for nothing else; the rates of each."""
+        self.trainer.optimizers[0]._opt_called = True  # what schedulers ask
+        rates = []
+        for _ in range(count):
+            rates.append(self.steps.rates())
+            self._count(1)
+            self.loop.update_lr_schedulers("step", update_plateau_schedulers=False)
+        return rates
+
+
+def _passes_none(at: int, count: int, every: float) -> bool:
+    """Whether no multiple of `every` lies between `at` and `at + count`."""
+    return not every or every == float("inf") or at // every == (at + count - 1) // every

@@ -26,15 +26,19 @@ NO_OTHERS = (
     "several processes cannot be started from a notebook, a prompt or a pool: give --trainer.devices 1, or train in a "
     "program of its own, as python -m mnist_lightning fit is"
 )
-STEPS = ("eager", "compiled", "auto")
+STEPS = ("eager", "graph", "compiled", "auto")
 SMALL_STEP = 2_000_000  # multiplications of a forward through fully connected layers
 
 
-def quick(trainer: Trainer, step: str = "eager") -> Trainer:
+def quick(trainer: Trainer, step: str | None = None) -> Trainer:
     """The same Trainer with QuickLoop in the place of Lightning's loop over the batches of an epoch.
 
-    step: eager; compiled: several steps in one compiled call, where that can be; auto: compiled where it saves time.
+    step: eager; graph: steps are recorded and replayed, on a GPU, where that can be; compiled: several steps are one
+    compiled call, on a CPU, where that can be; auto: graph or, where it saves time, compiled; by default graph on a
+    GPU, eager on a CPU.
     """
+    if step is None:
+        step = "graph" if trainer.strategy.root_device.type == "cuda" else "eager"
     if step not in STEPS:
         raise BadSetting(f"step is {step!r}; it is {', '.join(STEPS)}")
     if lightning.__version__ in KNOWN:
@@ -61,6 +65,7 @@ def _quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",  # nor does TensorLoader
         ".*GPU available but not used.*",  # it was told so
+        "max_pool2d_with_indices_backward.* does not have a deterministic implementation.*",  # see _be_deterministic
         ".*litlogger.*", ".*litmodels.*",
         ".*Total length of `\\w+` across ranks is zero.*",  # no validation images, as asked for
         ".*is not supported by the model summary.*",
@@ -78,7 +83,7 @@ def _ask_once_for_a_gpu() -> None:
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 
-def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False, step: str = "eager") -> Trainer:
+def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False, step: str | None = None) -> Trainer:
     """The Trainer, quick, its steps taken so, with the callbacks that the settings ask for, then ours."""
     _quiet()
     keep_freed_memory()
@@ -113,7 +118,20 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False, s
             raise BadSetting(NO_OTHERS) from error
         raise BadSetting(f"--trainer: {first_line(error)}") from error
     _refuse_to_start_others(trainer.strategy)
+    if settings.get("deterministic") is None and trainer.strategy.root_device.type == "cuda":
+        _be_deterministic()
     return quick(trainer, step)
+
+
+def _be_deterministic() -> None:
+    """Has torch take kernels on the GPU that give the same bits each time: --trainer.deterministic warn, without what
+    the switch costs elsewhere.
+
+    Max-pooling backward says that it has none; windows that do not overlap give it nothing to add up.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _refuse_to_start_others(strategy: Any) -> None:

@@ -109,7 +109,7 @@ def test_another_arithmetic_than_the_checkpoints_is_said(fit, monkeypatch):
         ("--trainer.gradient_clip_val 1", "clipping is not compiled"),
         ("--model.scheduler OneCycleLR", "a schedule that goes by steps is not compiled"),
         ("--trainer.callbacks ModelCheckpoint", "ModelCheckpoint looks at each step"),
-        ("--trainer.accumulate_grad_batches 2", "--trainer.accumulate_grad_batches 2 is not compiled"),
+        ("--trainer.accumulate_grad_batches 2", "--trainer.accumulate_grad_batches 2 goes step by step"),
         ("--trainer.detect_anomaly true", "somebody looks into each step"),
         ("--data.batch_size 100", "an epoch has fewer than 5 whole batches"),
         (
@@ -186,7 +186,8 @@ def test_more_trainings_in_a_process_than_torch_compiles_a_code():
     for _ in range(10):
         model = MLP(hidden=[3], optimizer="SGD", lr=0.1)
         steps = CompiledSteps(model, torch.optim.SGD(model.parameters(), lr=0.1))
-        losses, logits = steps(torch.rand(2 * AT_ONCE, 1, 28, 28), torch.arange(2 * AT_ONCE))
+        batches = [(torch.rand(2, 1, 28, 28), torch.arange(2))] * AT_ONCE
+        *_, losses, logits = steps(batches, [])
         assert (losses.shape, logits.shape) == ((AT_ONCE,), (2 * AT_ONCE, 10))
 
 
@@ -220,11 +221,11 @@ PLACES = [(0, 5, True), (5, 5, True), (5, 7, False), (5, 50, True), (45, 50, Tru
 
 @pytest.mark.parametrize(("at", "every", "none"), PLACES)
 def test_nothing_happens_between_steps_taken_together(at, every, none):
-    assert _passes_none(at, every) is none
+    assert _passes_none(at, AT_ONCE, every) is none
 
 
 def test_a_way_that_there_is_not():
     from lightning.pytorch import Trainer
 
-    with pytest.raises(UserError, match="step is 'graph'; it is eager, compiled, auto"):
-        quick(Trainer(accelerator="cpu", logger=False, enable_progress_bar=False), step="graph")
+    with pytest.raises(UserError, match="step is 'fast'; it is eager, graph, compiled, auto"):
+        quick(Trainer(accelerator="cpu", logger=False, enable_progress_bar=False), step="fast")

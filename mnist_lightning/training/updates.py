@@ -1,0 +1,162 @@
+"""RecordedUpdate: an optimizer's step as a graph can hold it, with what schedules change on the device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW
+
+FUSED = (SGD, Adam, AdamW)
+KEPT = ("lr", "betas", "weight_decay")  # of a group, which a step sets otherwise for a moment
+BETA = 0.9
+
+
+def cycles(trainer: Trainer) -> bool:
+    """Whether a schedule changes the momentum, too."""
+    return any(getattr(config.scheduler, "cycle_momentum", False) for config in trainer.lr_scheduler_configs)
+
+
+def why_not(trainer: Trainer) -> str | None:
+    """What keeps the optimizer's step from being recorded, in a few words; None: nothing."""
+    optimizer = trainer.optimizers[0]
+    groups, kind = optimizer.param_groups, type(optimizer)
+    recordable = kind in FUSED or all("capturable" in group for group in groups)
+    if not recordable or any(isinstance(group["lr"], Tensor) or group.get("differentiable") for group in groups):
+        return f"{kind.__name__} as it is set cannot be recorded"
+    odd = any(group.get("amsgrad") or group.get("maximize") for group in groups)
+    if cycles(trainer) and (kind not in FUSED or odd):
+        return f"{kind.__name__} cannot be recorded with a momentum that changes"
+    return None
+
+
+class RecordedUpdate:
+    """The step of a Trainer's optimizer, by rates [groups, 4] that lie on the device.
+
+    A momentum that changes is no number that torch's kernels take from there. So SGD's is written out; Adam's kernel
+    keeps to one, BETA: its average of gradients is scaled before and after, the learning rate makes up for the rest.
+
+    step: torch's own function, without what it looks for around it.
+    """
+
+    def __init__(self, trainer: Trainer, step: Any) -> None:
+        self.optimizer, self._trainer, self._step = trainer.optimizers[0], trainer, step
+        self._ahead: int | None = None
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self._cycles = cycles(trainer)
+        self._kept = [{k: v for k, v in g.items() if k in ("fused", "foreach")} for g in self.optimizer.param_groups]
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is the state that a first step makes."""
+        plain = type(self.optimizer) is SGD and not any(group["momentum"] for group in self.optimizer.param_groups)
+        return plain or any(map(self.optimizer.state.get, self.parameters))
+
+    def rates(self) -> list[list[float]]:
+        """What schedules change, of each group, as it is for the next step."""
+        if not self._cycles:
+            return [[group["lr"], 0, 0, 0] for group in self.optimizer.param_groups]
+        if type(self.optimizer) is SGD:
+            return [[group["lr"], group["momentum"], 0, 0] for group in self.optimizer.param_groups]
+        step = self._trainer.global_step + 1 + self._more_steps
+        return [
+            self._adams(group["lr"], group["betas"][0], group["weight_decay"], step)
+            for group in self.optimizer.param_groups
+        ]
+
+    def _adams(self, lr: float, beta: float, decay: float, step: int) -> list[float]:
+        scale = (1 - beta) / (1 - BETA)
+        return [lr * scale * (1 - BETA**step) / (1 - beta**step), beta / BETA / scale, scale, 1 - lr * decay]
+
+    @property
+    def _more_steps(self) -> int:
+        """Steps that the optimizer has taken and the Trainer has not counted, of a training before this."""
+        if self._ahead is None:
+            states = [state for parameter in self.parameters if (state := self.optimizer.state.get(parameter))]
+            self._ahead = int(states[0]["step"]) - self._trainer.global_step
+        return self._ahead
+
+    def constants(self) -> list[Any]:
+        """What is recorded with a step: where its tensors lie, and the numbers that no schedule changes."""
+        changing = {"params", "lr", *(("betas", "momentum") if self._cycles else ())}
+        places = [parameter.data_ptr() for parameter in self.parameters]
+        for state in self.optimizer.state.values():
+            places += [value.data_ptr() for value in state.values() if isinstance(value, Tensor)]
+        return [places, *([v for k, v in group.items() if k not in changing] for group in self.optimizer.param_groups)]
+
+    def tensors(self) -> list[Tensor]:
+        """What a step changes."""
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [*self.parameters, *(value for value in states if isinstance(value, Tensor))]
+
+    def switch(self) -> None:
+        """One kernel for all parameters, and no number that lies with Python."""
+        for group in self.optimizer.param_groups:
+            if type(self.optimizer) in FUSED:
+                group["fused"], group["foreach"] = True, None
+            for parameter in group["params"]:
+                state = self.optimizer.state.get(parameter, {})
+                if isinstance(step := state.get("step"), Tensor):
+                    state["step"] = step.to(parameter.device)
+
+    def switch_back(self) -> None:
+        for group, kept in zip(self.optimizer.param_groups, self._kept, strict=True):
+            group.update(kept)
+
+    @contextmanager
+    def capturable(self) -> Iterator[None]:
+        """As torch wants its optimizers while they are recorded."""
+        groups = [group for group in self.optimizer.param_groups if "capturable" in group]
+        kept = [group["capturable"] for group in groups]
+        for group in groups:
+            group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group, value in zip(groups, kept, strict=True):
+                group["capturable"] = value
+
+    def __call__(self, rates: Tensor) -> None:
+        groups = self.optimizer.param_groups
+        kept = [{name: group[name] for name in KEPT if name in group} for group in groups]
+        try:
+            with torch.no_grad():
+                self._take(groups, rates)
+        finally:
+            for group, known in zip(groups, kept, strict=True):
+                group.update(known)
+
+    def _take(self, groups: list[dict[str, Any]], rates: Tensor) -> None:
+        if self._cycles and type(self.optimizer) is SGD:
+            for group, rate in zip(groups, rates, strict=True):
+                _sgd(group, self.optimizer.state, *rate[:2])
+            return
+        averages = []
+        for group, (lr, before, after, keep) in zip(groups, rates, strict=True):
+            group["lr"] = lr
+            if self._cycles:
+                parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+                averages.append(([self.optimizer.state[parameter]["exp_avg"] for parameter in parameters], after))
+                torch._foreach_mul_(averages[-1][0], before)
+                group["betas"] = (BETA, group["betas"][1])
+                if group["weight_decay"] and (type(self.optimizer) is AdamW or group.get("decoupled_weight_decay")):
+                    torch._foreach_mul_(parameters, keep)
+                    group["weight_decay"] = 0
+        self._step(self.optimizer)
+        for tensors, after in averages:
+            torch._foreach_mul_(tensors, after)
+
+
+def _sgd(group: dict[str, Any], states: Any, lr: Tensor, momentum: Tensor) -> None:
+    """SGD's step, as torch takes it."""
+    parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    steps = [parameter.grad for parameter in parameters]
+    if group["weight_decay"]:
+        steps = list(torch._foreach_add(steps, parameters, alpha=group["weight_decay"]))
+    buffers = [states[parameter]["momentum_buffer"] for parameter in parameters]
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, steps, alpha=1 - group["dampening"])
+    steps = list(torch._foreach_add(torch._foreach_mul(buffers, momentum), steps)) if group["nesterov"] else buffers
+    torch._foreach_sub_(parameters, torch._foreach_mul(steps, lr))

@@ -1,0 +1,345 @@
+"""Steps recorded as CUDA graphs: the same training as eager ones but for rounding, exact, or said why not.
+
+Where there is no GPU a pretended recording stands for CUDA's: it does what was recorded again.
+"""
+
+import csv
+import shlex
+from contextlib import nullcontext
+from inspect import unwrap
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from outcome import RUNS
+from torch import nn
+from torch.utils._pytree import tree_flatten
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from mnist_lightning import CNN, MNISTDataModule, quick
+from mnist_lightning.training import graphs
+from mnist_lightning.training.graphs import GraphSteps
+from mnist_lightning.training.updates import RecordedUpdate
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+# 24 steps an epoch on tiny_mnist
+SMALL = shlex.split(
+    "--model MLP --model.hidden=[16] --model.lr=0.01 --data.source mnist --data.val_size 60 --data.batch_size 10 "
+    "--trainer.max_epochs 3 --trainer.log_every_n_steps 10"
+)
+MOMENTUM = [*SMALL, "--model.optimizer=SGD", '--model.optimizer_args={"momentum": 0.9, "nesterov": true}']
+CYCLE = ["--model.scheduler=OneCycleLR"]
+DECAY = [
+    *SMALL,
+    "--model.lr=0.001",
+    "--model.optimizer=AdamW",
+    "--model.norm=true",
+    "--trainer.gradient_clip_val=0.5",
+    *CYCLE,
+]
+STEPS = [
+    *SMALL, "--model.scheduler=StepLR", '--model.scheduler_args={"step_size": 20, "gamma": 0.5}', "--data.balance=loss",
+    "--model.label_smoothing=0.1", '--model.optimizer_args={"weight_decay": 0.01}',
+]  # fmt: skip
+CONVOLVES = [
+    *SMALL[2:], "--model", "CNN", "--model.channels=[4,4]", "--model.hidden=[8]", "--trainer.precision=bf16-mixed",
+    "--model.order=[conv,norm,activation,pool]", "--data.augment=all", "--trainer.max_epochs=2",
+]  # fmt: skip
+GRAPH = ("--loop.step", "graph")
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Sizes of the graphs that are recorded; without a GPU it is pretended."""
+    sizes = []
+    record = GraphSteps.record
+
+    def pretended(self, run):
+        with self._undone():  # CUDA does nothing of what it records
+            found = run()
+
+        def replay():
+            with nullcontext() if self.own else found[1].watching():
+                again = run()
+            for old, new in zip(*(tree_flatten(_outputs(each))[0] for each in (found, again)), strict=True):
+                old.copy_(new)
+
+        return replay, found
+
+    def noted(self, run):
+        replay, found = record(self, run) if torch.cuda.is_available() else pretended(self, run)
+        outputs = _outputs(found)
+        sizes.append(len(outputs[0]) if self.own else 1)
+        return replay, found
+
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(graphs, "DEVICE", "cpu")
+    monkeypatch.setattr(graphs, "MANY", 20)
+    monkeypatch.setattr(graphs, "SIZES", (10, 2))
+    monkeypatch.setattr(GraphSteps, "record", noted)
+    return sizes
+
+
+def _outputs(found):
+    return found if isinstance(found[1], torch.Tensor) else found[0]
+
+
+def table(run):
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def state(run):
+    return torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)
+
+
+@pytest.mark.parametrize("words", [SMALL, MOMENTUM, DECAY, STEPS, [*MOMENTUM, *CYCLE], CONVOLVES])
+def test_recorded_steps_train_as_eager_ones_do(fit, recorded, words):
+    for way in ("eager", "graph"):
+        told = fit(*words, "--loop.step", way, "--run", way)
+        assert "Steps are eager" not in told.out
+    assert {10, 2, 1} <= set(recorded)
+    rows = [table(RUNS / way) for way in ("eager", "graph")]
+    assert len(rows[0]) == len(rows[1])
+    for one, other in zip(*rows, strict=True):
+        assert {name for name in one if one[name]} == {name for name in other if other[name]}
+        for name in one:
+            assert one[name] == other[name] or float(one[name]) == pytest.approx(float(other[name]), rel=0.05, abs=0.02)
+    eager, ours = (state(RUNS / way) for way in ("eager", "graph"))
+    assert eager["global_step"] == ours["global_step"]
+    for name, weights in eager["state_dict"].items():
+        assert torch.allclose(weights, ours["state_dict"][name], atol=0.1), name
+    assert ours["lr_schedulers"] == eager["lr_schedulers"]
+
+
+@pytest.mark.parametrize("words", [SMALL, MOMENTUM, STEPS, CONVOLVES])
+@pytest.mark.parametrize("first", [("--trainer.max_steps", "12"), ("--trainer.max_epochs", "1")])
+def test_a_resumed_run_ends_in_the_same_bits(fit, recorded, words, first):
+    words = [*words, *GRAPH]
+    fit(*words, "--run", "whole")
+    fit(*words, *first, "--run", "parts")
+    fit(*words, "--run", "parts", "--ckpt_path", "last", "--trainer.max_steps", "-1")
+    whole, parts = (state(RUNS / run) for run in ("whole", "parts"))
+    for name, weights in whole["state_dict"].items():
+        assert torch.equal(weights, parts["state_dict"][name]), name
+    assert table(RUNS / "whole") == table(RUNS / "parts")
+    assert whole["optimizer_states"][0]["state"].keys() == parts["optimizer_states"][0]["state"].keys()
+
+
+def test_a_resume_in_another_arithmetic_is_said(fit, recorded):
+    fit(*SMALL, *GRAPH, "--run", "a")
+    told = fit(*SMALL, "--loop.step", "eager", "--run", "a", "--ckpt_path", "last", "--trainer.max_epochs", "4").out
+    assert "--loop.step was graph, is eager: the same training but for rounding" in told
+
+
+def test_without_a_gpu_steps_are_eager_and_it_is_said(fit, monkeypatch):
+    told = fit(*SMALL, *GRAPH, "--trainer.accelerator", "cpu").out
+    assert told.count("Steps are eager: there is no GPU") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--trainer.accumulate_grad_batches 2", "--trainer.accumulate_grad_batches 2 goes step by step"),
+        ("--trainer.detect_anomaly true", "somebody looks into each step"),
+        ("--model.optimizer Adagrad", "Adagrad as it is set cannot be recorded"),
+        ("--model.optimizer RMSprop --model.optimizer_args {momentum:\\ 0.9} --model.scheduler OneCycleLR",
+         "RMSprop cannot be recorded with a momentum that changes"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_recorded_is_trained_step_by_step_and_said(fit, recorded, words, reason):
+    told = fit(*SMALL, *GRAPH, *shlex.split(words))
+    assert told.out.count("Steps are eager: ") == 1
+    assert f"Steps are eager: {reason}" in told.out
+    assert not recorded
+
+
+def test_callbacks_hear_of_each_step(fit, recorded):
+    fit(*SMALL, *GRAPH, "--trainer.callbacks", "Timer")
+    assert set(recorded) == {1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "args"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9}),
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        (torch.optim.Adam, {"weight_decay": 0.1}),
+        (torch.optim.AdamW, {"weight_decay": 0.1, "betas": (0.7, 0.9)}),
+    ],
+)
+def test_an_update_with_a_momentum_that_changes_is_torchs(kind, args):
+    both = [[torch.ones(3, 2, requires_grad=True), torch.ones(4, requires_grad=True)] for _ in range(2)]
+    theirs, ours = (kind(parameters, lr=0.1, fused=True, **args) for parameters in both)
+    schedule = SimpleNamespace(scheduler=SimpleNamespace(cycle_momentum=True))
+    trainer = SimpleNamespace(optimizers=[ours], lr_scheduler_configs=[schedule], global_step=0)
+    update = RecordedUpdate(trainer, unwrap(kind.step))
+    for at in range(8):
+        for optimizer, parameters in zip((theirs, ours), both, strict=True):
+            momentum = 0.95 - 0.1 * at
+            group = optimizer.param_groups[0]
+            group["lr"] = 0.1 / (at + 1)
+            group.update({"betas": (momentum, 0.9)} if "betas" in group else {"momentum": momentum})
+            for parameter in parameters:
+                parameter.grad = parameter.detach() * 0.3 + torch.arange(parameter.numel()).view_as(parameter) - at
+            if optimizer is theirs or at == 0:  # the first makes its state
+                optimizer.step()
+            else:
+                update(torch.tensor(update.rates()))
+        trainer.global_step += 1
+        assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
+        for one, other in zip(*both, strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-6), at
+    for one, other in zip(*(optimizer.state.values() for optimizer in (theirs, ours)), strict=True):
+        for name, value in one.items():
+            assert value is None or torch.allclose(value, other[name], rtol=1e-4), name
+
+
+class Users(pl.LightningModule):
+    """As a user may write it, for any loader of pictures and labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+        self.accuracy = MulticlassAccuracy(10)
+        self.kept = []
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        logits = self.net(images)
+        loss = nn.functional.cross_entropy(logits, labels)
+        self.accuracy(logits, labels)
+        self.log("loss", loss, prog_bar=True)
+        self.log_dict({"accuracy": self.accuracy}, on_epoch=True)
+        return self.more(loss, batch_idx)
+
+    def more(self, loss, batch_idx):
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+def trained(model, step, **more):
+    torch.manual_seed(0)
+    data = TensorDataset(torch.rand(256, 1, 28, 28), torch.randint(10, (256,)))
+    trainer = pl.Trainer(
+        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="gpu" if torch.cuda.is_available() else "cpu", devices=1, **more,
+    )  # fmt: skip
+    quick(trainer, step=step).fit(model, DataLoader(data, batch_size=16))
+    return trainer
+
+
+def made(kind):
+    torch.manual_seed(1)
+    return kind()
+
+
+def test_anybodys_step_is_recorded(recorded, capsys):
+    eager, ours = made(Users), made(Users)
+    first, second = trained(eager, "eager"), trained(ours, "graph")
+    assert "Steps are eager" not in capsys.readouterr().out
+    assert recorded == [1]
+    for name, weights in eager.state_dict().items():
+        assert torch.allclose(weights, ours.state_dict()[name], atol=1e-3), name
+    assert first.callback_metrics.keys() == second.callback_metrics.keys() >= {"loss", "accuracy_epoch"}
+    for name, value in first.callback_metrics.items():
+        assert float(value) == pytest.approx(float(second.callback_metrics[name]), abs=0.02), name
+
+
+def looks_at_its_number(self, loss, batch_idx):
+    return loss * 2 if batch_idx % 2 else loss
+
+
+def looks_at_the_trainer(self, loss, batch_idx):
+    return loss * (self.current_epoch + 1)
+
+
+def keeps_what_it_saw(self, loss, batch_idx):
+    self.kept.append(loss.detach())
+    return loss
+
+
+def counts(self, loss, batch_idx):
+    self.steps = getattr(self, "steps", 0) + 1
+    return loss
+
+
+def draws_on_the_cpu(self, loss, batch_idx):
+    return loss * torch.rand(1).to(loss.device, non_blocking=True).squeeze()
+
+
+def logs_a_metrics_value(self, loss, batch_idx):
+    self.log("value", self.accuracy(torch.zeros(1, 10, device=loss.device), torch.zeros(1, device=loss.device).long()))
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (looks_at_its_number, "it looks at batch_idx"),
+        (looks_at_the_trainer, "it looks at trainer.current_epoch"),
+        (keeps_what_it_saw, "it changes what the module knows"),
+        (counts, "it changes what the module knows"),
+        (draws_on_the_cpu, "it draws random numbers that are not the device's"),
+        (logs_a_metrics_value, "it logs what a metric returned"),
+    ],
+)
+def test_a_step_that_does_more_than_compute_is_taken_as_it_is(recorded, capsys, more, reason):
+    kind = type("More", (Users,), {"more": more})
+    eager, ours = made(kind), made(kind)
+    trained(eager, "eager")
+    trained(ours, "graph")
+    told = capsys.readouterr().out
+    assert told.count("Steps are eager: ") == 1
+    assert reason in told
+    for name, weights in eager.state_dict().items():
+        assert torch.equal(weights.cpu(), ours.state_dict()[name].cpu()), name
+    assert len(ours.kept) == len(eager.kept)
+
+
+@on_gpu
+def test_a_step_that_waits_for_the_gpu_is_taken_as_it_is(recorded, capsys):
+    def waits(self, loss, batch_idx):
+        return loss if loss.item() > 0 else -loss
+
+    trained(made(type("Waits", (Users,), {"more": waits})), "graph")
+    assert "a step cannot be recorded" in capsys.readouterr().out
+
+
+def test_what_changes_between_epochs_is_recorded_anew(recorded, tiny_mnist):
+    class Changes(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            for layer in module.modules():
+                if isinstance(layer, nn.Dropout):
+                    layer.p = 0.1 * trainer.current_epoch
+
+    from mnist_lightning.training.trainer import make_trainer
+
+    settings = {"max_epochs": 3, "enable_checkpointing": False, "enable_progress_bar": False}
+    make_trainer(settings, [Changes()], fit=True, step="graph").fit(
+        CNN(channels=[2], hidden=[4], dropout=0.5),
+        datamodule=MNISTDataModule(root=str(tiny_mnist), source="mnist", val_size=60, batch_size=24),
+    )
+    assert len(recorded) >= 3
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", ["simple_mlp", "nielsen_mlp", "nextjournal_cnn", "fidle_cnn", "cnn", "fast"])
+def test_a_gpu_trains_to_the_same_bits_again(cli, name, precision, tiny_mnist):
+    words = ["--config", name, "--data.root", tiny_mnist, "--data.val_size", 0, "--data.batch_size", 10]
+    words += ["--trainer.max_epochs", 2, "--trainer.max_steps", -1, "--trainer.precision", precision]
+    for run in "ab":
+        assert cli("fit", *words, "--run", run).status == 0
+    first, second = (state(RUNS / run)["state_dict"] for run in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@on_gpu
+def test_a_gpu_takes_graphs_unless_told_otherwise(fit, recorded):
+    fit(*SMALL)
+    assert recorded
