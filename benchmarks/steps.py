@@ -66,11 +66,12 @@ class Recipe:
         settings = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
         self.model_class, self.model_args = settings["model"]["class_path"], settings["model"].get("init_args", {})
         self.data, self.max_epochs = settings["data"], settings["trainer"]["max_epochs"]
+        self.precision = settings["trainer"].get("precision", "32-true")
         self.epochs = 5 if self.data.get("train_size") else 1  # a timing of 0.4 s would be noise
         digits = read_digits(MNIST, "train")
         count = self.data.get("train_size") or len(digits.labels)
         self.images, self.labels = digits.images[:count], digits.labels[:count].long()
-        wanted = self.data["normalize"]
+        wanted: Any = self.data.get("normalize", (0.1307, 0.3081))  # what `auto` finds
         self.mean, self.std = (0.0, 1.0) if wanted == "none" else wanted
         self.batch_size = self.data["batch_size"]
 
