@@ -33,8 +33,9 @@ class RunKeeper(Checkpoint):
     """Writes `last.ckpt` and `best.ckpt` of a run, when QuickLoop tells that all others have done their part.
 
     `last.ckpt` is written at the start, at each epoch's end (on a GPU once a second at most, and at the last), after
-    `every_n_seconds` or `every_n_steps`, and when a signal comes; with Lightning's own loop at epochs' ends only. `best.ckpt` is the epoch with the highest validation
-    accuracy, then the lowest validation loss; without validation images it is the last epoch.
+    `every_n_seconds` or `every_n_steps`, and when a signal comes; with Lightning's own loop at epochs' ends only.
+    `best.ckpt` is the epoch with the highest validation accuracy, then the lowest validation loss; without validation
+    images it is the last epoch.
     """
 
     takes_several = True  # batches in one call of on_train_batch_end

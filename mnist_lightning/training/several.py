@@ -69,8 +69,10 @@ def way_of_steps(trainer: Trainer) -> str:
     """What a checkpoint keeps: eager, compiled, graph, or auto while that is not decided."""
     loop: Any = trainer.fit_loop.epoch_loop
     way: str = getattr(loop, "step", "eager")  # Lightning's own loop has none
+    if way != "auto":
+        return way
     steps = loop.automatic_optimization.graphs or loop.several
-    if way == "auto" and (loop.told_of_steps or steps is not None):
+    if loop.told_of_steps or steps is not None:
         return "eager" if steps is None else "graph" if isinstance(steps, GraphSteps) else "compiled"
     return way
 
