@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Trace(Callback):
-    """Everything that processor and GPU do, as torch.profiler sees it, in the third epoch of a training."""
+    """Everything that processor and GPU do, as torch.profiler sees it, in the fourth epoch of a training."""
 
     events: list[dict[str, Any]]
 
@@ -39,11 +39,11 @@ class Trace(Callback):
             self.events = [event for event in json.loads(file.read_text())["traceEvents"] if event.get("ph") == "X"]
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        if trainer.current_epoch == 2:
+        if trainer.current_epoch == 3:
             self.start()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        if trainer.current_epoch == 2:
+        if trainer.current_epoch == 3:
             self.stop()
 
     def kernels(self) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def profile() -> None:
     table = Table(
         "Profile of the steps on a GPU",
         "recipe | loop | steps | kernels a step | busy | gaps: median us | 95th percentile us | sum, % of the time",
-        "The third epoch of about 200 steps, under torch.profiler, which slows the processor down.",
+        "The fourth epoch of about 200 steps, under torch.profiler, which slows the processor down.",
     )
     details: list[str] = []
     for name in options.recipes if options.recipes != ALL else ("simple_mlp", "cnn"):
@@ -82,7 +82,7 @@ def profile() -> None:
             recipe.images, recipe.labels = (t[: steps * recipe.batch_size] for t in (recipe.images, recipe.labels))
             steps = -(-len(recipe.labels) // recipe.batch_size)
             with tempfile.TemporaryDirectory() as folder:
-                trainer = {"max_epochs": 3, "default_root_dir": folder}
+                trainer = {"max_epochs": 4, "default_root_dir": folder}
                 train(name, callbacks=[traces["ours"]], data=data(train_size=len(recipe.labels)), trainer=trainer)
             graph, trace = graph_loop(recipe), traces["graph by hand"]
             graph.seconds(1)

@@ -142,12 +142,12 @@ class CompiledSteps:
 
     def sizes_at(self, done: int) -> tuple[int, ...]:
         """How many steps can be one call, the most first."""
-        return (AT_ONCE,)
+        return () if done % AT_ONCE else (AT_ONCE,)
 
     def rates(self) -> None:
         """Schedules change nothing between the steps of a call."""
 
-    def __call__(self, batches: list[Any], rates: list[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __call__(self, batches: list[Any], rates: list[Any], first: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All images and labels, losses [AT_ONCE] and logits of all images, after the steps."""
         images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         states = [

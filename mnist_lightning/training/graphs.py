@@ -16,28 +16,21 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mnist_lightning.console import say
 from mnist_lightning.errors import first_line
-from mnist_lightning.training import updates
-from mnist_lightning.training.compiled import NotCompiledError, is_hooked, is_ours
+from mnist_lightning.training.compiled import NotCompiledError, is_ours
 from mnist_lightning.training.updates import RecordedUpdate
 from mnist_lightning.training.watched import Watched, looks_of
 
-SIZES = (50, 10)  # steps of a graph; the 50 between two rows of metrics.csv are a multiple of both
-MANY = 500  # optimizer steps after which the larger size is worth its recording
-SHAPES = 8  # graphs that are kept at once
+SIZES = (
+    50,
+    10,
+    5,
+    2,
+)  # steps of a graph: as many as there are between two rows of metrics.csv, and what makes up the rest
+MANY = 500  # optimizer steps after which the largest size is worth its recording
+SHAPES = 16  # graphs that are kept at once
 DEVICE = "cuda"
 # How torch, and a step of the user's, fail where they would have to wait for the device
 REFUSED = (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError)
-
-
-def why_not(trainer: Trainer) -> str | None:
-    """What keeps the steps of a training from being recorded, in a few words; None: nothing that is known yet."""
-    reasons = {
-        "there is no GPU": trainer.strategy.root_device.type != DEVICE,
-        "several processes share a step": trainer.world_size > 1,
-        f"precision {trainer.precision} scales gradients": bool(getattr(trainer.precision_plugin, "scaler", None)),
-        "a hook looks into each step": is_hooked(trainer.lightning_module),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None) or updates.why_not(trainer)
 
 
 def tell_of_steps(loop: Any, told: str) -> None:
@@ -65,6 +58,7 @@ class GraphSteps:
         self._graphs: dict[Any, tuple[list[Tensor], Tensor, Callable[[], None], Any, list[Any]]] = {}
         self._look: Any = None
         self._warm: set[Any] = set()  # forms of batches that a step has been tried on
+        self._draws = False  # random numbers on the device
         self._recorded = self._replayed = 0
         self._pool: Any = None
         self._stream: Any = torch.cuda.Stream(trainer.strategy.root_device) if DEVICE == "cuda" else None
@@ -105,15 +99,27 @@ class GraphSteps:
             self._try([images, images[:, 0, 0, 0].long()], None, self._lying([self.rates()]), None)
         return () if self.refused else SIZES[done < MANY :]
 
-    def __call__(self, batches: list[Any], rates: list[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All images and labels, losses [steps] and logits of all images, after the steps."""
+    def __call__(self, batches: list[Any], rates: list[Any], first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All images and labels, losses [steps] and logits of all images, after the steps; the first's number."""
         images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         if [*self.update.constants(), self.trainer.gradient_clip_val] != self._look[1]:
             self.look()
-        found = self._take([images, labels], None, rates)
+        if not self._draws:
+            losses, logits = self._took([images, labels], rates)
+            return images, labels, losses, logits
+        loop, found = self.trainer.fit_loop.epoch_loop, []
+        for at, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
+            if at and loop.seed is not None:  # so that no step's random numbers depend on which are taken together
+                loop._seed("steps", first + at)
+            found.append(self._took(list(batch), [rate]))
+        losses, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return images, labels, losses, logits
+
+    def _took(self, tensors: list[Tensor], rates: list[Any]) -> tuple[Tensor, Tensor]:
+        found = self._take(tensors, None, rates)
         if found is None:
             raise NotCompiledError(f"--loop.step graph: {self.refused}: give --loop.step eager")
-        return images, labels, found[0].clone(), found[1].clone()
+        return found[0].clone(), found[1].clone()
 
     def step(self, batch: Any, index: int) -> dict[str, Any] | None:
         """What `QuickOptimization.step` returns; None: this step is to be taken eager."""
@@ -266,14 +272,19 @@ class GraphSteps:
         """Puts weights, buffers, the optimizer's state and random numbers back as they were."""
         tensors = [*self.update.tensors(), *self.module.buffers()]
         kept = [tensor.detach().clone() for tensor in tensors]
-        random = torch.cuda.get_rng_state() if self._stream else torch.get_rng_state()
+        random = self._random_numbers()
         try:
             yield
         finally:
             with torch.no_grad():
                 for tensor, value in zip(tensors, kept, strict=True):
                     tensor.copy_(value)
+            self._draws = self._draws or not torch.equal(random, self._random_numbers())
             torch.cuda.set_rng_state(random) if self._stream else torch.set_rng_state(random)
+
+    def _random_numbers(self) -> Tensor:
+        """Where the device's generator stands."""
+        return torch.cuda.get_rng_state() if self._stream else torch.get_rng_state()
 
 
 def _forms(tensors: list[Tensor], parts: int = 1) -> Any:

@@ -5,8 +5,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from mnist_lightning.console import say
-from mnist_lightning.training import graphs
-from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps, is_worth_it, why_not
+from mnist_lightning.training import graphs, updates
+from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps, is_hooked, is_worth_it, why_not
 from mnist_lightning.training.graphs import GraphSteps, tell_of_steps
 
 
@@ -28,7 +28,7 @@ def _plan_graphs(loop: Any, loader: Any, curious: list[str], looked_at: str | No
     known: GraphSteps | None = optimization.graphs
     if known is not None and known.optimizer is not trainer.optimizers[0]:
         known = None
-    reason = graphs.why_not(trainer) or looked_at or (known and known.refused)
+    reason = _why_no_graph(trainer) or looked_at or (known and known.refused)
     loop.several = None
     if reason:
         optimization.graphs = known if known and known.refused else None
@@ -41,6 +41,17 @@ def _plan_graphs(loop: Any, loader: Any, curious: list[str], looked_at: str | No
     if known.own and loader is not None and not curious and not own_schedule:
         known.batch_size = loader.global_batch_size
         loop.several = SeveralSteps(loop, loader, known)
+
+
+def _why_no_graph(trainer: Trainer) -> str | None:
+    """What keeps the steps of a training from being recorded, in a few words; None: nothing that is known yet."""
+    reasons = {
+        "there is no GPU": trainer.strategy.root_device.type != graphs.DEVICE,
+        "several processes share a step": trainer.world_size > 1,
+        f"precision {trainer.precision} scales gradients": bool(getattr(trainer.precision_plugin, "scaler", None)),
+        "a hook looks into each step": is_hooked(trainer.lightning_module),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None) or updates.why_not(trainer)
 
 
 def _plan_compiled(loop: Any, loader: Any, curious: list[str], looked_at: str | None) -> None:
@@ -101,15 +112,12 @@ class SeveralSteps:
         loop, trainer, loader, steps = self.loop, self.trainer, self.loader, self.steps
         done = loop._batches_that_stepped
         sizes = steps.sizes_at(done) if steps.ready else ()
-        if not sizes or done % sizes[-1]:
-            return 0
         at, most, last = loop.batch_progress.current.ready, trainer.num_training_batches, trainer.max_steps
         whole = loader.size // loader.global_batch_size
         seen = loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else at  # as Lightning counts
         for size in sizes:
             if (
-                done % size == 0
-                and at + size <= min(most, whole)
+                at + size <= min(most, whole)
                 and (last == -1 or trainer.global_step + size <= last)
                 and _passes_none(seen, size, trainer.val_check_batch)
                 and _passes_none(done, size, trainer.log_every_n_steps)
@@ -125,9 +133,10 @@ class SeveralSteps:
         progress.is_last_batch = fetcher.done
         connector._first_loop_iter = connector._first_loop_iter is None
         optimization = loop.automatic_optimization
+        first = loop.total_batch_idx + 1
         by_steps = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
         rates = self._schedule(count) if by_steps else [self.steps.rates()] * count
-        images, labels, losses, logits = self.steps(batches, rates)
+        images, labels, losses, logits = self.steps(batches, rates, first)
         if not by_steps:
             self._count(count)
         results.batch, results.batch_size, results.dataloader_idx = (images, labels), None, None

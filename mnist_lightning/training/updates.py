@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW
 FUSED = (SGD, Adam, AdamW)
 KEPT = ("lr", "betas", "weight_decay")  # of a group, which a step sets otherwise for a moment
 BETA = 0.9
+IN_A_CALL = 36  # tensors that a fused kernel of torch takes at once
 
 
 def cycles(trainer: Trainer) -> bool:
@@ -35,8 +36,10 @@ def why_not(trainer: Trainer) -> str | None:
 class RecordedUpdate:
     """The step of a Trainer's optimizer, by rates [groups, 4] that lie on the device.
 
-    A momentum that changes is no number that torch's kernels take from there. So SGD's is written out; Adam's kernel
-    keeps to one, BETA: its average of gradients is scaled before and after, the learning rate makes up for the rest.
+    torch's fused kernels give a tensor of up to 65,536 numbers one block of threads, which leaves a GPU idle: large
+    ones are handed over in parts. A momentum that changes is no number that these kernels take from the device. So
+    SGD's is written out; Adam's kernel keeps to one, BETA: its average of gradients is scaled before and after, the
+    learning rate makes up for the rest.
 
     step: torch's own function, without what it looks for around it.
     """
@@ -46,6 +49,8 @@ class RecordedUpdate:
         self._ahead: int | None = None
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self._cycles = cycles(trainer)
+        groups = self.optimizer.param_groups
+        self._divides = type(self.optimizer) in FUSED and not any(group.get("amsgrad") for group in groups)
         self._kept = [{k: v for k, v in g.items() if k in ("fused", "foreach")} for g in self.optimizer.param_groups]
 
     @property
@@ -144,7 +149,14 @@ class RecordedUpdate:
                 if group["weight_decay"] and (type(self.optimizer) is AdamW or group.get("decoupled_weight_decay")):
                     torch._foreach_mul_(parameters, keep)
                     group["weight_decay"] = 0
-        self._step(self.optimizer)
+        if self._divides:
+            try:
+                for group in groups:
+                    _divided(type(self.optimizer), group, self.optimizer.state)
+            except (RuntimeError, TypeError):  # another torch: shown by the first try, which is undone
+                self._divides = False
+        if not self._divides:
+            self._step(self.optimizer)
         for tensors, after in averages:
             torch._foreach_mul_(tensors, after)
 
@@ -160,3 +172,37 @@ def _sgd(group: dict[str, Any], states: Any, lr: Tensor, momentum: Tensor) -> No
     torch._foreach_add_(buffers, steps, alpha=1 - group["dampening"])
     steps = list(torch._foreach_add(torch._foreach_mul(buffers, momentum), steps)) if group["nesterov"] else buffers
     torch._foreach_sub_(parameters, torch._foreach_mul(steps, lr))
+
+
+def _divided(kind: type, group: dict[str, Any], states: Any) -> None:
+    """torch's fused step with tensors in parts, as many as one call of the kernel takes."""
+    parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    known = [states.get(parameter, {}) for parameter in parameters]
+    names = ("exp_avg", "exp_avg_sq") if kind is not SGD else ("momentum_buffer",) if group["momentum"] else ()
+    rows = [(p, p.grad, *(state[name] for name in names)) for p, state in zip(parameters, known, strict=True)]
+    total, left = sum(parameter.numel() for parameter in parameters), max(IN_A_CALL - len(parameters), IN_A_CALL // 2)
+    size = max(1024, -(-total // left // 4) * 4)  # of a part: a multiple of what a thread loads at once
+    divided = [_parts(row, size) for row in rows]
+    columns = [[part for parts in column for part in parts] for column in zip(*divided, strict=True)]
+    how: Any = {name: group[name] for name in ("lr", "weight_decay", "maximize")}
+    if kind is SGD:
+        how |= {name: group[name] for name in ("momentum", "dampening", "nesterov")}
+        take: Any = torch._fused_sgd_
+        take(*columns[:2], columns[2] if names else [], is_first_step=False, **how)
+        return
+    torch._foreach_add_([state["step"] for state in known], 1)
+    steps = [state["step"] for state, parts in zip(known, divided, strict=True) for _ in parts[0]]
+    decoupled = kind is AdamW or group.get("decoupled_weight_decay")
+    take = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    beta1, beta2 = group["betas"]
+    take(*columns, [], steps, beta1=beta1, beta2=beta2, eps=group["eps"], amsgrad=False, **how)
+
+
+def _parts(tensors: tuple[Tensor, ...], size: int) -> list[list[Tensor]]:
+    """The parts of each tensor, in the order of memory, if all lie there alike; else they stay whole."""
+    alike = len({(tensor.stride(), tensor.shape) for tensor in tensors}) == 1
+    first = tensors[0]
+    dense = first.is_contiguous() or (first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    if not alike or not dense:
+        return [[tensor] for tensor in tensors]
+    return [list(tensor.as_strided((tensor.numel(),), (1,)).split(size)) for tensor in tensors]
