@@ -158,7 +158,7 @@ class QuickLoop(_TrainingEpochLoop):
         self._module_start, self._module_end = (getattr(module, hook) if hook in own else None for hook in AROUND)
         inside = any(heard[hook] or hook in own for hook in INSIDE)
         self.automatic_optimization.plan(inside, own)
-        listeners = [hook.__self__ for hook in (*self._starts, *self._ends)]
+        listeners = [getattr(hook, "__self__", hook) for hook in (*self._starts, *self._ends)]
         listeners += [module] * bool(own & set(AROUND))
         looked_at = inside or not self.automatic_optimization.bare or is_anomaly_enabled() or "log" in own
         reason = "somebody looks into each step" if looked_at else None
