@@ -144,7 +144,7 @@ class CompiledSteps:
         """How many steps can be one call, the most first."""
         return () if done % AT_ONCE else (AT_ONCE,)
 
-    def rates(self) -> None:
+    def rates(self, ahead: int = 0) -> None:
         """Schedules change nothing between the steps of a call."""
 
     def __call__(self, batches: list[Any], rates: list[Any], first: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

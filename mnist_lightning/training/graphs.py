@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mnist_lightning.console import say
 from mnist_lightning.errors import first_line
-from mnist_lightning.training.compiled import NotCompiledError, is_ours
+from mnist_lightning.training.compiled import is_ours
 from mnist_lightning.training.updates import RecordedUpdate
-from mnist_lightning.training.watched import Watched, looks_of
+from mnist_lightning.training.watched import NumbersFromProcessor, Watched, looks_of, no_waiting
 
 SIZES = (
     50,
@@ -30,7 +30,7 @@ MANY = 500  # optimizer steps after which the largest size is worth its recordin
 SHAPES = 16  # graphs that are kept at once
 DEVICE = "cuda"
 # How torch, and a step of the user's, fail where they would have to wait for the device
-REFUSED = (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError)
+REFUSED = (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError, AssertionError)
 
 
 def tell_of_steps(loop: Any, told: str) -> None:
@@ -50,39 +50,47 @@ class GraphSteps:
     def __init__(self, optimization: Any, trainer: Trainer) -> None:
         self.optimization, self.trainer = optimization, trainer
         self.module: Any = trainer.lightning_module
+        self.device = trainer.strategy.root_device
         self.own = is_ours(self.module)
         self.batch_size = 0  # of the loader whose batches are taken together
         self.refused: str | None = None  # what the first try showed
         self.update = RecordedUpdate(trainer, optimization._raw_step)
-        self.optimizer, self._parameters = self.update.optimizer, self.update.parameters
+        self.optimizer = self.update.optimizer
         self._graphs: dict[Any, tuple[list[Tensor], Tensor, Callable[[], None], Any, list[Any]]] = {}
         self._look: Any = None
         self._warm: set[Any] = set()  # forms of batches that a step has been tried on
         self._draws = False  # random numbers on the device
         self._recorded = self._replayed = 0
         self._pool: Any = None
-        self._stream: Any = torch.cuda.Stream(trainer.strategy.root_device) if DEVICE == "cuda" else None
+        self._stream: Any = torch.cuda.Stream(self.device) if DEVICE == "cuda" else None
 
     @property
     def ready(self) -> bool:
         """Whether the optimizer has the state that its first step makes, and nothing speaks against graphs."""
         return not self.refused and self.update.ready
 
-    def rates(self) -> list[list[float]]:
-        """What schedules change, as it is now."""
-        return self.update.rates()
+    def rates(self, ahead: int = 0) -> list[list[float]]:
+        """What schedules change, as it is now, of a step so many after the next."""
+        return self.update.rates(ahead)
 
     # ------------------------------------------------------------------ what a step depends on
 
     def look(self) -> None:
         """Throws the graphs away if the module or the optimizer is not as it was when they were recorded."""
-        look = [looks_of(self.module), [*self.update.constants(), self.trainer.gradient_clip_val]]
-        if look != self._look:
+        if (look := self._looks()) != self._look:
             self._look = look
             self._graphs.clear()
+            self._warm.clear()
+            self.update.changed()
             self._pool = torch.cuda.graph_pool_handle() if self._stream else None  # the old one goes with its graphs
             if self._recorded > SHAPES and self._replayed < 10 * self._recorded:
                 self._refuse("what it depends on changes too often")
+
+    def _looks(self) -> tuple[Any, Any]:
+        return looks_of(self.module, self.device), self._numbers()
+
+    def _numbers(self) -> list[Any]:
+        return [*self.update.constants(), self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm]
 
     def _refuse(self, reason: str) -> None:
         self.update.switch_back()
@@ -94,15 +102,14 @@ class GraphSteps:
     def sizes_at(self, done: int) -> tuple[int, ...]:
         """How many steps can be one graph after so many, the most first; none of steps that cannot be recorded."""
         if self.ready and not self._warm:
-            device = self.trainer.strategy.root_device
-            images = torch.zeros(self.batch_size, 1, 28, 28, device=device)
-            self._try([images, images[:, 0, 0, 0].long()], None, self._lying([self.rates()]), None)
+            images = torch.zeros(self.batch_size, 1, 28, 28, device=self.device)
+            self._try([images, images[:, 0, 0, 0].long()], None, self._lying([self.rates()]), self._watched())
         return () if self.refused else SIZES[done < MANY :]
 
     def __call__(self, batches: list[Any], rates: list[Any], first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All images and labels, losses [steps] and logits of all images, after the steps; the first's number."""
         images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        if [*self.update.constants(), self.trainer.gradient_clip_val] != self._look[1]:
+        if self._numbers() != self._look[1]:
             self.look()
         if not self._draws:
             losses, logits = self._took([images, labels], rates)
@@ -117,8 +124,8 @@ class GraphSteps:
 
     def _took(self, tensors: list[Tensor], rates: list[Any]) -> tuple[Tensor, Tensor]:
         found = self._take(tensors, None, rates)
-        if found is None:
-            raise NotCompiledError(f"--loop.step graph: {self.refused}: give --loop.step eager")
+        if found is None:  # they have been counted: taken one after the other here
+            found = self._own_steps(tensors[0], tensors[1], self._lying(rates), self._watched())
         return found[0].clone(), found[1].clone()
 
     def step(self, batch: Any, index: int) -> dict[str, Any] | None:
@@ -126,13 +133,11 @@ class GraphSteps:
         if self.refused or not self.ready:
             return None
         tensors, form = tree_flatten(batch)
-        device = self.trainer.strategy.root_device
-        if not all(type(leaf) is Tensor and leaf.device == device and not leaf.requires_grad for leaf in tensors):
-            self._refuse("its batch is more than tensors")
+        plain = all(type(leaf) is Tensor and leaf.device == self.device and not leaf.requires_grad for leaf in tensors)
+        if not plain or (self.own and len(tensors) != 2):
+            self._refuse("its batch is another than tensors" if not plain else "its batch is not images and labels")
             return None
         self.look()
-        if self.own and len(tensors) != 2:
-            return None
         found = self._take(tensors, form, [self.rates()], index)
         if found is None:
             return None
@@ -150,9 +155,11 @@ class GraphSteps:
 
     def _take(self, tensors: list[Tensor], form: Any, rates: list[Any], index: int = 0) -> Any:
         """What the steps came to; None: they are to be taken eager."""
-        key = (len(rates), str(form), *_forms(tensors))
+        key = (str(form), *_forms(tensors, len(rates)))
         if key not in self._graphs:
-            known = None if len(self._graphs) == SHAPES else self._record(tensors, form, rates, index)
+            if len(self._graphs) == SHAPES:
+                self._refuse("batches have too many shapes")
+            known = None if self.refused else self._record(tensors, form, rates, index)
             if known is None:
                 return None
             self._graphs[key] = known
@@ -160,7 +167,7 @@ class GraphSteps:
         torch._foreach_copy_(places, tensors)
         if rates != last:
             last[:] = rates
-            host = torch.tensor(rates)
+            host = torch.tensor(rates, dtype=torch.float32)
             lies.copy_(host.pin_memory() if lies.is_cuda else host, non_blocking=True)
         replay()
         self._replayed += len(rates)
@@ -171,19 +178,18 @@ class GraphSteps:
 
     def _record(self, tensors: list[Tensor], form: Any, rates: list[Any], index: int) -> Any:
         """The graph of so many steps; None, and `refused` says why, where the step cannot be recorded."""
-        places, lies = [tensor.clone() for tensor in tensors], self._lying(rates)
-        watched = None if self.own else Watched(self.optimization, self.module, index)
+        places, lies, watched = [tensor.clone() for tensor in tensors], self._lying(rates), self._watched(index)
         if not self._try(places, form, lies, watched):
             return None
         self._recorded += 1
         with self._aside():
             try:
-                with watched.watching() if watched else nullcontext(), self.update.capturable():
+                with nullcontext() if self.own else watched.watching(), self.update.capturable():
                     replay, found = self.record(lambda: self._run(places, form, lies, watched))
             except REFUSED as error:
                 self._refuse(first_line(error))
                 return None
-        self._look = [looks_of(self.module), [*self.update.constants(), self.trainer.gradient_clip_val]]
+        self._look = self._looks()
         return places, lies, replay, found, list(rates)
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -195,25 +201,41 @@ class GraphSteps:
         except BaseException:
             with suppress(RuntimeError):
                 graph.capture_end()
+            with suppress(RuntimeError, AttributeError):  # the generator may still take itself for recorded
+                generator: Any = torch.cuda.default_generators[self.device.index or 0]
+                generator.graphsafe_set_state(generator.clone_state())
             raise
         graph.capture_end()
         return graph.replay, found
 
-    def _try(self, places: list[Tensor], form: Any, lies: Tensor, watched: Watched | None) -> bool:
-        """Whether a step can be recorded; it is taken, once for each form of batch, and undone."""
-        if watched is None and _forms(places, lies.shape[0]) in self._warm:
+    def _try(self, places: list[Tensor], form: Any, lies: Tensor, watched: Watched) -> bool:
+        """Whether a step can be recorded; it is taken, of our modules once for each form of batch, and undone."""
+        forms = _forms(places, len(lies))
+        if self.own and forms in self._warm:
             return True
         self.update.switch()
-        with self._aside(), self._undone():
-            try:
-                with watched.watching() if watched else nullcontext(), _no_waiting():
-                    self._run([place[: len(place) // lies.shape[0]] for place in places], form, lies[:1], watched)
-                if watched and watched.reason:
-                    self._refuse(watched.reason)
-            except REFUSED as error:
-                self._refuse(first_line(error))
-        self._warm.add(_forms(places, lies.shape[0]))
-        return self.refused is None
+        random = self._random_numbers()
+        try:
+            with self._aside(), watched.undone(self.update.tensors()), watched.watching(), self.update.capturable():
+                parts = [place[: len(place) // len(lies)] for place in places] if self.own else places
+                with no_waiting(self.device), NumbersFromProcessor(watched):
+                    self._run(parts, form, lies[:1], watched)
+        except REFUSED as error:
+            watched.note(first_line(error))
+        self._draws = self._draws or not torch.equal(random, self._random_numbers())
+        torch.cuda.set_rng_state(random) if self._stream else torch.set_rng_state(random)
+        if watched.reason:
+            self._refuse(watched.reason)
+            return False
+        self._warm.add(forms)
+        return True
+
+    def _random_numbers(self) -> Tensor:
+        """Where the device's generator stands."""
+        return torch.cuda.get_rng_state() if self._stream else torch.get_rng_state()
+
+    def _watched(self, index: int = 0) -> Watched:
+        return Watched(self.optimization, self.module, index)
 
     @contextmanager
     def _aside(self) -> Any:
@@ -227,24 +249,24 @@ class GraphSteps:
         finally:
             if self._stream:
                 current.wait_stream(self._stream)
-            for parameter in self._parameters:
+            for parameter in self.update.parameters:
                 parameter.grad = None
 
     def _lying(self, rates: list[Any]) -> Tensor:
-        """Rates of steps and groups on the device, float32 [steps, groups, 2]."""
-        return torch.tensor(rates, device=self.trainer.strategy.root_device)
+        """Rates of steps and groups on the device, float32 [steps, groups, 4]."""
+        return torch.tensor(rates, dtype=torch.float32, device=self.device)
 
-    def _run(self, places: list[Tensor], form: Any, lies: Tensor, watched: Watched | None) -> Any:
-        if watched is None:
-            return self._own_steps(places[0], places[1], lies)
+    def _run(self, places: list[Tensor], form: Any, lies: Tensor, watched: Watched) -> Any:
+        if self.own:
+            return self._own_steps(places[0], places[1], lies, watched)
         return self._users_step(tree_unflatten(places, form), lies[0], watched), watched
 
-    def _own_steps(self, images: Tensor, labels: Tensor, lies: Tensor) -> tuple[Tensor, Tensor]:
+    def _own_steps(self, images: Tensor, labels: Tensor, lies: Tensor, watched: Watched) -> tuple[Tensor, Tensor]:
         losses, logits, size = [], [], len(labels) // len(lies)
         for batch, rates in zip(zip(images.split(size), labels.split(size), strict=True), lies, strict=True):
             with self.trainer.precision_plugin.train_step_context():
                 loss, outputs = self.module._outputs(batch)
-            self._backward_and_update(loss, rates)
+            self._backward_and_update(loss, rates, watched)
             losses.append(loss.detach())
             logits.append(outputs.detach())
         return torch.stack(losses), torch.cat(logits)
@@ -254,56 +276,23 @@ class GraphSteps:
         loss = out if type(out) is Tensor else self.optimization._loss_of(out)
         if loss is None:
             raise ValueError("a step without a loss")
-        self._backward_and_update(loss, rates)
+        self._backward_and_update(loss, rates, watched)
         return torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, out)
 
-    def _backward_and_update(self, loss: Tensor, rates: Tensor) -> None:
-        for parameter in self._parameters:
+    def _backward_and_update(self, loss: Tensor, rates: Tensor, watched: Watched) -> None:
+        for parameter in self.update.parameters:
             parameter.grad = None
         loss.backward()
         if clip := self.trainer.gradient_clip_val:
-            algorithm = self.trainer.gradient_clip_algorithm
-            limits = {"gradient_clip_val": clip, "gradient_clip_algorithm": algorithm}
-            self.module.configure_gradient_clipping(self.optimizer, **limits)
+            limits = {"gradient_clip_val": clip, "gradient_clip_algorithm": self.trainer.gradient_clip_algorithm}
+            with watched.with_trainer():
+                self.module.configure_gradient_clipping(self.optimizer, **limits)
         self.update(rates)
-
-    @contextmanager
-    def _undone(self) -> Any:
-        """Puts weights, buffers, the optimizer's state and random numbers back as they were."""
-        tensors = [*self.update.tensors(), *self.module.buffers()]
-        kept = [tensor.detach().clone() for tensor in tensors]
-        random = self._random_numbers()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for tensor, value in zip(tensors, kept, strict=True):
-                    tensor.copy_(value)
-            self._draws = self._draws or not torch.equal(random, self._random_numbers())
-            torch.cuda.set_rng_state(random) if self._stream else torch.set_rng_state(random)
-
-    def _random_numbers(self) -> Tensor:
-        """Where the device's generator stands."""
-        return torch.cuda.get_rng_state() if self._stream else torch.get_rng_state()
 
 
 def _forms(tensors: list[Tensor], parts: int = 1) -> Any:
-    """Shapes and types of a batch, where several lie in `tensors`."""
-    return tuple((len(t) // parts, t.shape[1:], t.stride(), t.dtype) for t in tensors)
-
-
-@contextmanager
-def _no_waiting() -> Any:
-    """What would wait for the device, to look at a number, fails."""
-    if DEVICE != "cuda":
-        yield
-        return
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    """Shapes, layouts and types of a batch, where several lie in `tensors`."""
+    return (parts, *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors))
 
 
 def _copied(outputs: dict[str, Any]) -> dict[str, Any]:

@@ -120,15 +120,19 @@ class RunKeeper(Checkpoint):
         received, _ = self._look(trainer)
         if trainer.is_last_batch:  # else the epoch was ended early, and its last batch has been saved
             best = self._is_best(trainer)
-            on_gpu = trainer.strategy.root_device.type == "cuda"  # where an epoch can take less than to save it
-            if best or received or not on_gpu or time.monotonic() - self._saved_at >= SOON:
-                self._save_between_epochs(trainer, best)
+            if best or received or not self._is_soon(trainer):
+                self._between_epochs = True
+                self._save(trainer, best)
+                self._between_epochs = False
         self._stop_if_asked(trainer, received)
 
-    def _save_between_epochs(self, trainer: Trainer, best: bool = False) -> None:
-        self._between_epochs = True
-        self._save(trainer, best)
-        self._between_epochs = False
+    def _is_soon(self, trainer: Trainer) -> bool:
+        """Whether the last checkpoint can do for an epoch, which on a GPU can take less than to save it."""
+        epochs = trainer.fit_loop.epoch_progress.current.processed
+        limits = (trainer.max_epochs, epochs), (trainer.max_steps, trainer.global_step)
+        ends = trainer.should_stop or any(most is not None and 0 <= most <= done for most, done in limits)
+        soon = time.monotonic() - self._saved_at < SOON and trainer.strategy.root_device.type == "cuda"
+        return soon and not ends and hasattr(trainer.fit_loop.epoch_loop, "tell")
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._validated_step = trainer.global_step
@@ -145,8 +149,6 @@ class RunKeeper(Checkpoint):
             self.between_epochs(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.saved_step != trainer.global_step and hasattr(trainer.fit_loop.epoch_loop, "tell"):
-            self._save_between_epochs(trainer)
         self._wait(trainer)
         self.signals.deferred = False
 

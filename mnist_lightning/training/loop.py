@@ -248,6 +248,8 @@ class QuickLoop(_TrainingEpochLoop):
             self._collect()
             self.rows.write()
             super().on_advance_end(data_fetcher)
+            if self.automatic_optimization.graphs is not None:  # a callback may have changed something
+                self.automatic_optimization.graphs.look()
         else:
             if trainer.lr_scheduler_configs:
                 self.update_lr_schedulers("step", update_plateau_schedulers=True)
@@ -260,6 +262,10 @@ class QuickLoop(_TrainingEpochLoop):
         for callback in self.trainer.callbacks:
             if hasattr(callback, hook):
                 getattr(callback, hook)(self.trainer)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.automatic_optimization.graphs = self.several = None
 
     def _collect(self, now: bool = False) -> None:
         """What Lightning does after each batch: shows callbacks and bars what was logged."""

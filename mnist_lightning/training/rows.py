@@ -19,12 +19,11 @@ class Rows:
 
     def add(self) -> None:
         """What was logged until now, if a row is due."""
-        trainer, connector = self.trainer, self.trainer._logger_connector
-        if trainer.strategy.root_device.type != graphs.DEVICE:
+        trainer, connector, loop = self.trainer, self.trainer._logger_connector, self.trainer.fit_loop.epoch_loop
+        if trainer.strategy.root_device.type != graphs.DEVICE or loop.several is None:
             connector.update_train_step_metrics()
-        elif connector.should_update_logs or trainer.fast_dev_run:
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped
-            self._waiting.append((step, trainer.current_epoch, connector.metrics["log"]))
+        elif (connector.should_update_logs or trainer.fast_dev_run) and (values := connector.metrics["log"]):
+            self._waiting.append((loop._batches_that_stepped, trainer.current_epoch, values))
             if len(self._waiting) == WAITING:
                 self.write()
 

@@ -26,7 +26,7 @@ def plan_steps(loop: Any, loader: Any, listeners: list[Any], looked_at: str | No
 def _plan_graphs(loop: Any, loader: Any, curious: list[str], looked_at: str | None) -> None:
     trainer, optimization = loop.trainer, loop.automatic_optimization
     known: GraphSteps | None = optimization.graphs
-    if known is not None and known.optimizer is not trainer.optimizers[0]:
+    if known is not None and not known.update.is_of(trainer.optimizers[0]):
         known = None
     reason = _why_no_graph(trainer) or looked_at or (known and known.refused)
     loop.several = None
@@ -135,7 +135,7 @@ class SeveralSteps:
         optimization = loop.automatic_optimization
         first = loop.total_batch_idx + 1
         by_steps = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
-        rates = self._schedule(count) if by_steps else [self.steps.rates()] * count
+        rates = self._schedule(count) if by_steps else [self.steps.rates(at) for at in range(count)]
         images, labels, losses, logits = self.steps(batches, rates, first)
         if not by_steps:
             self._count(count)

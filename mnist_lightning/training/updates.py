@@ -1,13 +1,13 @@
 """RecordedUpdate: an optimizer's step as a graph can hold it, with what schedules change on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 FUSED = (SGD, Adam, AdamW)
 KEPT = ("lr", "betas", "weight_decay")  # of a group, which a step sets otherwise for a moment
@@ -47,6 +47,8 @@ class RecordedUpdate:
     def __init__(self, trainer: Trainer, step: Any) -> None:
         self.optimizer, self._trainer, self._step = trainer.optimizers[0], trainer, step
         self._ahead: int | None = None
+        self._missing: set[int] = set()
+        self._missing_at = -1
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self._cycles = cycles(trainer)
         groups = self.optimizer.param_groups
@@ -55,41 +57,50 @@ class RecordedUpdate:
 
     @property
     def ready(self) -> bool:
-        """Whether there is the state that a first step makes."""
-        plain = type(self.optimizer) is SGD and not any(group["momentum"] for group in self.optimizer.param_groups)
-        return plain or any(map(self.optimizer.state.get, self.parameters))
+        """Whether there is the state that a first step makes, of each parameter that has a gradient."""
+        if type(self.optimizer) is SGD and not any(group["momentum"] for group in self.optimizer.param_groups):
+            return True
+        state = self.optimizer.state
+        missing = {id(one) for one in self.parameters if one.requires_grad and not state.get(one)}
+        if missing != self._missing:  # after one more step, eager, these have no gradient
+            self._missing, self._missing_at = missing, self._trainer.global_step
+        return not missing or self._trainer.global_step > self._missing_at
 
-    def rates(self) -> list[list[float]]:
-        """What schedules change, of each group, as it is for the next step."""
+    def rates(self, ahead: int = 0) -> list[list[float]]:
+        """What schedules change, of each group, as it is now, for a step so many after the next."""
         if not self._cycles:
             return [[group["lr"], 0, 0, 0] for group in self.optimizer.param_groups]
         if type(self.optimizer) is SGD:
             return [[group["lr"], group["momentum"], 0, 0] for group in self.optimizer.param_groups]
-        step = self._trainer.global_step + 1 + self._more_steps
-        return [
-            self._adams(group["lr"], group["betas"][0], group["weight_decay"], step)
-            for group in self.optimizer.param_groups
-        ]
-
-    def _adams(self, lr: float, beta: float, decay: float, step: int) -> list[float]:
-        scale = (1 - beta) / (1 - BETA)
-        return [lr * scale * (1 - BETA**step) / (1 - beta**step), beta / BETA / scale, scale, 1 - lr * decay]
-
-    @property
-    def _more_steps(self) -> int:
-        """Steps that the optimizer has taken and the Trainer has not counted, of a training before this."""
-        if self._ahead is None:
+        if self._ahead is None:  # steps that the optimizer has taken and the Trainer has not counted
             states = [state for parameter in self.parameters if (state := self.optimizer.state.get(parameter))]
             self._ahead = int(states[0]["step"]) - self._trainer.global_step
-        return self._ahead
+        rates, step = [], self._trainer.global_step + 1 + self._ahead + ahead
+        for group in self.optimizer.param_groups:
+            lr, beta = group["lr"], group["betas"][0]
+            scale = (1 - beta) / (1 - BETA)
+            corrected = lr * scale * (1 - BETA**step) / (1 - beta**step)
+            rates.append([corrected, beta / BETA / scale, scale, 1 - lr * group["weight_decay"]])
+        return rates
+
+    def is_of(self, optimizer: Optimizer) -> bool:
+        """Whether that is the optimizer, with the parameters that it had."""
+        now = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return optimizer is self.optimizer and list(map(id, now)) == list(map(id, self.parameters))
+
+    def changed(self) -> None:
+        """Forgets what it knew of the optimizer's state."""
+        self._ahead = None
 
     def constants(self) -> list[Any]:
         """What is recorded with a step: where its tensors lie, and the numbers that no schedule changes."""
         changing = {"params", "lr", *(("betas", "momentum") if self._cycles else ())}
+        groups = self.optimizer.param_groups
         places = [parameter.data_ptr() for parameter in self.parameters]
         for state in self.optimizer.state.values():
             places += [value.data_ptr() for value in state.values() if isinstance(value, Tensor)]
-        return [places, *([v for k, v in group.items() if k not in changing] for group in self.optimizer.param_groups)]
+        betas = [group["betas"][1] for group in groups if "betas" in group]
+        return [places, betas, *([v for k, v in group.items() if k not in changing] for group in groups)]
 
     def tensors(self) -> list[Tensor]:
         """What a step changes."""
@@ -101,14 +112,20 @@ class RecordedUpdate:
         for group in self.optimizer.param_groups:
             if type(self.optimizer) in FUSED:
                 group["fused"], group["foreach"] = True, None
-            for parameter in group["params"]:
-                state = self.optimizer.state.get(parameter, {})
-                if isinstance(step := state.get("step"), Tensor):
-                    state["step"] = step.to(parameter.device)
+        self._move_numbers(lambda parameter: parameter.device)
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # it is tried first
 
     def switch_back(self) -> None:
-        for group, kept in zip(self.optimizer.param_groups, self._kept, strict=True):
+        for group, kept in zip(self.optimizer.param_groups, self._kept, strict=False):  # there may be new ones
             group.update(kept)
+            if not group.get("fused") and not group.get("capturable"):  # torch would wait for each
+                self._move_numbers(lambda parameter: torch.device("cpu"))
+
+    def _move_numbers(self, where: Callable[[Tensor], torch.device]) -> None:
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.ndim == 0:
+                    state[name] = value.to(where(parameter))
 
     @contextmanager
     def capturable(self) -> Iterator[None]:
@@ -143,6 +160,8 @@ class RecordedUpdate:
             group["lr"] = lr
             if self._cycles:
                 parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+                if not parameters:
+                    continue
                 averages.append(([self.optimizer.state[parameter]["exp_avg"] for parameter in parameters], after))
                 torch._foreach_mul_(averages[-1][0], before)
                 group["betas"] = (BETA, group["betas"][1])
@@ -164,6 +183,8 @@ class RecordedUpdate:
 def _sgd(group: dict[str, Any], states: Any, lr: Tensor, momentum: Tensor) -> None:
     """SGD's step, as torch takes it."""
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    if not parameters:
+        return
     steps = [parameter.grad for parameter in parameters]
     if group["weight_decay"]:
         steps = list(torch._foreach_add(steps, parameters, alpha=group["weight_decay"]))
@@ -177,6 +198,8 @@ def _sgd(group: dict[str, Any], states: Any, lr: Tensor, momentum: Tensor) -> No
 def _divided(kind: type, group: dict[str, Any], states: Any) -> None:
     """torch's fused step with tensors in parts, as many as one call of the kernel takes."""
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    if not parameters:
+        return
     known = [states.get(parameter, {}) for parameter in parameters]
     names = ("exp_avg", "exp_avg_sq") if kind is not SGD else ("momentum_buffer",) if group["momentum"] else ()
     rows = [(p, p.grad, *(state[name] for name in names)) for p, state in zip(parameters, known, strict=True)]

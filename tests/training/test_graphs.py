@@ -4,8 +4,8 @@ Where there is no GPU a pretended recording stands for CUDA's: it does what was 
 """
 
 import csv
+import random
 import shlex
-from contextlib import nullcontext
 from inspect import unwrap
 from types import SimpleNamespace
 
@@ -13,14 +13,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from outcome import RUNS
+from tape import Tape
 from torch import nn
-from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from mnist_lightning import CNN, MNISTDataModule, quick
+from mnist_lightning import CNN, MLP, MNISTDataModule, quick
 from mnist_lightning.training import graphs
 from mnist_lightning.training.graphs import GraphSteps
+from mnist_lightning.training.trainer import make_trainer
 from mnist_lightning.training.updates import RecordedUpdate
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -53,26 +54,20 @@ GRAPH = ("--loop.step", "graph")
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Sizes of the graphs that are recorded; without a GPU it is pretended."""
+    """Sizes of the graphs that are recorded; without a GPU on a tape."""
     sizes = []
     record = GraphSteps.record
 
-    def pretended(self, run):
-        with self._undone():  # CUDA does nothing of what it records
+    def taped(self, run):
+        tape, numbers = Tape(), torch.get_rng_state()
+        with self._watched().undone(self.update.tensors()), tape:  # CUDA does nothing of what it records
             found = run()
-
-        def replay():
-            with nullcontext() if self.own else found[1].watching():
-                again = run()
-            for old, new in zip(*(tree_flatten(_outputs(each))[0] for each in (found, again)), strict=True):
-                old.copy_(new)
-
-        return replay, found
+        torch.set_rng_state(numbers)
+        return tape.replay, found
 
     def noted(self, run):
-        replay, found = record(self, run) if torch.cuda.is_available() else pretended(self, run)
-        outputs = _outputs(found)
-        sizes.append(len(outputs[0]) if self.own else 1)
+        replay, found = record(self, run) if torch.cuda.is_available() else taped(self, run)
+        sizes.append(len(found[0]) if self.own else 1)
         return replay, found
 
     if not torch.cuda.is_available():
@@ -81,10 +76,6 @@ def recorded(monkeypatch):
     monkeypatch.setattr(graphs, "SIZES", (10, 5, 2))
     monkeypatch.setattr(GraphSteps, "record", noted)
     return sizes
-
-
-def _outputs(found):
-    return found if isinstance(found[1], torch.Tensor) else found[0]
 
 
 def table(run):
@@ -212,7 +203,8 @@ class Users(pl.LightningModule):
         super().__init__()
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
         self.accuracy = MulticlassAccuracy(10)
-        self.kept = []
+        self.kept, self.numbers = [], {"n": 0}
+        self.register_buffer("buffer", torch.zeros(()))
 
     def training_step(self, batch, batch_idx):
         images, labels = batch
@@ -230,14 +222,15 @@ class Users(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
-def trained(model, step, **more):
+def trained(model, step, data=None, logger=False, **more):
     torch.manual_seed(0)
-    data = TensorDataset(torch.rand(256, 1, 28, 28), torch.randint(10, (256,)))
+    random.seed(0)
+    data = data or DataLoader(TensorDataset(torch.rand(256, 1, 28, 28), torch.randint(10, (256,))), batch_size=16)
     trainer = pl.Trainer(
-        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=2, logger=logger, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         accelerator="gpu" if torch.cuda.is_available() else "cpu", devices=1, **more,
     )  # fmt: skip
-    quick(trainer, step=step).fit(model, DataLoader(data, batch_size=16))
+    quick(trainer, step=step).fit(model, data)
     return trainer
 
 
@@ -262,6 +255,18 @@ def looks_at_its_number(self, loss, batch_idx):
     return loss * 2 if batch_idx % 2 else loss
 
 
+def multiplies_by_its_number(self, loss, batch_idx):
+    return loss * (0.5 * batch_idx)
+
+
+def looks_up_its_number(self, loss, batch_idx):
+    return loss * [0.1, 0.2, 0.3, 0.4][batch_idx % 4]
+
+
+def has_its_number_in_a_tensor(self, loss, batch_idx):
+    return loss * 0.5**batch_idx
+
+
 def looks_at_the_trainer(self, loss, batch_idx):
     return loss * (self.current_epoch + 1)
 
@@ -276,8 +281,18 @@ def counts(self, loss, batch_idx):
     return loss
 
 
-def draws_on_the_cpu(self, loss, batch_idx):
-    return loss * torch.rand(1).to(loss.device, non_blocking=True).squeeze()
+def counts_in_a_dictionary(self, loss, batch_idx):
+    self.numbers["n"] += 1
+    return loss
+
+
+def makes_its_buffer_anew(self, loss, batch_idx):
+    self.buffer = self.buffer + 1
+    return loss
+
+
+def draws_with_python(self, loss, batch_idx):
+    return loss * random.random()
 
 
 def logs_a_metrics_value(self, loss, batch_idx):
@@ -285,15 +300,28 @@ def logs_a_metrics_value(self, loss, batch_idx):
     return loss
 
 
+def computes_a_metric(self, loss, batch_idx):
+    return loss + self.accuracy.compute()
+
+
+ITS_NUMBER, CHANGES = "it looks at batch_idx", "it changes what the module knows"
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (looks_at_its_number, "it looks at batch_idx"),
+        (looks_at_its_number, ITS_NUMBER),
+        (multiplies_by_its_number, ITS_NUMBER),
+        (looks_up_its_number, ITS_NUMBER),
+        (has_its_number_in_a_tensor, ITS_NUMBER),
         (looks_at_the_trainer, "it looks at trainer.current_epoch"),
-        (keeps_what_it_saw, "it changes what the module knows"),
-        (counts, "it changes what the module knows"),
-        (draws_on_the_cpu, "it draws random numbers that are not the device's"),
+        (keeps_what_it_saw, CHANGES),
+        (counts, CHANGES),
+        (counts_in_a_dictionary, CHANGES),
+        (makes_its_buffer_anew, CHANGES),
+        (draws_with_python, "it draws random numbers that are not the device's"),
         (logs_a_metrics_value, "it logs what a metric returned"),
+        (computes_a_metric, "it computes a metric"),
     ],
 )
 def test_a_step_that_does_more_than_compute_is_taken_as_it_is(recorded, capsys, more, reason):
@@ -306,7 +334,153 @@ def test_a_step_that_does_more_than_compute_is_taken_as_it_is(recorded, capsys, 
     assert reason in told
     for name, weights in eager.state_dict().items():
         assert torch.equal(weights.cpu(), ours.state_dict()[name].cpu()), name
-    assert len(ours.kept) == len(eager.kept)
+    assert (len(ours.kept), ours.numbers) == (len(eager.kept), eager.numbers)
+
+
+def alike(eager, ours, capsys):
+    assert "Steps are eager" not in capsys.readouterr().out
+    for name, weights in eager.state_dict().items():
+        assert torch.allclose(weights, ours.state_dict()[name], atol=1e-3), name
+
+
+class Finetunes(pl.callbacks.BaseFinetuning):
+    def freeze_before_training(self, module):
+        self.freeze(module.net[1])
+
+    def finetune_function(self, module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(module.net[1], optimizer, lr=0.01)
+
+
+class Trained(Users):
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.01)
+
+
+class IntegerRate(Users):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=1)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1)]
+
+
+class Layers(Users):
+    def configure_optimizers(self):
+        head = [*self.net[2].parameters(), *self.net[4].parameters()]
+        return torch.optim.SGD([{"params": self.net[1].parameters()}, {"params": head}], lr=0.01)
+
+
+class Freezes(pl.Callback):
+    def on_train_epoch_start(self, trainer, module):
+        module.net[4].requires_grad_(trainer.current_epoch == 0)
+        module.net[2].requires_grad_(trainer.current_epoch == 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "callback", "more"),
+    [
+        (Trained, Finetunes, {}),
+        (IntegerRate, pl.Callback, {}),
+        (Layers, Freezes, {}),
+        (Users, pl.Callback, {"gradient_clip_val": 0.5}),
+    ],
+)
+def test_what_changes_around_a_users_step_counts(recorded, capsys, kind, callback, more):
+    eager, ours = made(kind), made(kind)
+    trained(eager, "eager", callbacks=[callback()], **more)
+    trained(ours, "graph", callbacks=[callback()], **more)
+    alike(eager, ours, capsys)
+    assert recorded
+
+
+def test_a_number_beside_images_and_labels_is_part_of_a_batch(recorded, capsys):
+    class Mixes(Users):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch[:2], batch_idx) * batch[2]
+
+    def together(items):
+        images, labels = (torch.stack([torch.as_tensor(item[at]) for item in items]) for at in (0, 1))
+        return images, labels, labels.float().mean()
+
+    torch.manual_seed(0)
+    data = TensorDataset(torch.rand(64, 1, 28, 28), torch.randint(10, (64,)))
+    eager, ours = made(Mixes), made(Mixes)
+    for model, step in ((eager, "eager"), (ours, "graph")):
+        trained(model, step, data=DataLoader(data, batch_size=16, collate_fn=together))
+    alike(eager, ours, capsys)
+
+
+def own(kind, tiny_mnist, step, callbacks=(), **settings):
+    torch.manual_seed(3)
+    model = kind(hidden=[8], lr=0.05, optimizer="SGD")
+    settings = {
+        "max_epochs": 3, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+    } | settings  # fmt: skip
+    trainer = make_trainer(settings, [*callbacks], fit=True, step=step)
+    trainer.fit(model, datamodule=MNISTDataModule(root=str(tiny_mnist), source="mnist", val_size=60, batch_size=10))
+    return model
+
+
+class OwnLoss(MLP):
+    def _loss(self, logits, labels):
+        return super()._loss(logits, labels) * (1 if self.current_epoch == 0 else 0.1)
+
+
+class OwnForward(MLP):
+    def forward(self, images):
+        return super().forward(images) * (0.1 if self.global_step > 10 else 1.0)
+
+
+@pytest.mark.parametrize("kind", [OwnLoss, OwnForward])
+def test_what_a_network_of_ones_own_looks_at_is_seen(recorded, tiny_mnist, capsys, kind):
+    eager, ours = (own(kind, tiny_mnist, step) for step in ("eager", "graph"))
+    assert "Steps are eager: a step cannot be recorded: it looks at trainer." in capsys.readouterr().out
+    for name, weights in eager.state_dict().items():
+        assert torch.equal(weights.cpu(), ours.state_dict()[name].cpu()), name
+
+
+class Smooths(pl.Callback):
+    def on_train_epoch_start(self, trainer, module):
+        module.hparams["label_smoothing"] = 0.3 * trainer.current_epoch
+
+
+class FreezesAtValidation(pl.Callback):
+    def on_validation_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            module.net[-1].weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("callback", "settings"), [(Smooths, {}), (FreezesAtValidation, {"val_check_interval": 0.5, "max_epochs": 1})]
+)
+def test_what_callbacks_change_is_recorded_anew(recorded, tiny_mnist, capsys, callback, settings):
+    eager, ours = (own(MLP, tiny_mnist, step, [callback()], **settings) for step in ("eager", "graph"))
+    alike(eager, ours, capsys)
+
+
+def test_a_layer_that_learns_later_has_its_first_step_eager(recorded, tiny_mnist, capsys):
+    class Later(MLP):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    class Unfreezes(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            module.net[1].requires_grad_(trainer.current_epoch > 0)
+
+    eager, ours = (own(Later, tiny_mnist, step, [Unfreezes()]) for step in ("eager", "graph"))
+    assert "Steps are eager" not in capsys.readouterr().out
+    for name, weights in eager.state_dict().items():
+        assert torch.allclose(weights, ours.state_dict()[name], atol=0.05), name
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_a_momentum_that_cycles_with_epochs_or_steps(fit, recorded, interval):
+    cycle = '{"base_lr": 0.001, "max_lr": 0.003, "base_momentum": 0.5, "max_momentum": 0.98}'
+    words = [*SMALL, "--model.lr=0.003", "--model.scheduler=CyclicLR", f"--model.scheduler_args={cycle}"]
+    for way in ("eager", "graph"):
+        fit(*words, f"--model.scheduler_interval={interval}", "--loop.step", way, "--run", way)
+    eager, ours = (state(RUNS / way)["state_dict"] for way in ("eager", "graph"))
+    for name, weights in eager.items():
+        assert torch.allclose(weights, ours[name], atol=1e-3), name
 
 
 @on_gpu
@@ -324,8 +498,6 @@ def test_what_changes_between_epochs_is_recorded_anew(recorded, tiny_mnist):
             for layer in module.modules():
                 if isinstance(layer, nn.Dropout):
                     layer.p = 0.1 * trainer.current_epoch
-
-    from mnist_lightning.training.trainer import make_trainer
 
     settings = {"max_epochs": 3, "enable_checkpointing": False, "enable_progress_bar": False}
     make_trainer(settings, [Changes()], fit=True, step="graph").fit(
