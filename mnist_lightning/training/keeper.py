@@ -17,7 +17,7 @@ from mnist_lightning.errors import UserError
 from mnist_lightning.files import give_name, sync
 from mnist_lightning.processes import Interrupted, Signals
 from mnist_lightning.run import Run
-from mnist_lightning.training import loop_state, several
+from mnist_lightning.training import graphs, loop_state, several
 from mnist_lightning.training.causes import refuse_lone_images
 from mnist_lightning.training.checkpoint_content import FORMAT, STATE, plain
 from mnist_lightning.training.checkpoints import model_name
@@ -30,7 +30,7 @@ AGREE = 8  # batches after which several processes tell each other what they hav
 
 
 class RunKeeper(Checkpoint):
-    """Writes `last.ckpt` and `best.ckpt` of a run, when QuickLoop tells that all others have done their part.
+    """Writes a run's `last.ckpt` and `best.ckpt`, when QuickLoop tells that all others have done their part.
 
     `last.ckpt` is written at the start, at each epoch's end (on a GPU once a second at most, and at the last), after
     `every_n_seconds` or `every_n_steps`, and when a signal comes; with Lightning's own loop at epochs' ends only.
@@ -57,8 +57,7 @@ class RunKeeper(Checkpoint):
         self.every_n_steps = every_n_steps
         self.best: tuple[float, float] | None = None  # validation accuracy, minus validation loss
         self.resumed: dict[str, Any] | None = None  # what the checkpoint says that the training goes on from
-        self._validated_step = -1
-        self.saved_step = -1  # the training has not begun
+        self._validated_step = self.saved_step = -1  # the training has not begun
         self._unseen: list[Tensor] = []  # losses on the device that have not been looked at yet
         self._between_epochs = False
 
@@ -128,11 +127,8 @@ class RunKeeper(Checkpoint):
 
     def _is_soon(self, trainer: Trainer) -> bool:
         """Whether the last checkpoint can do for an epoch, which on a GPU can take less than to save it."""
-        epochs = trainer.fit_loop.epoch_progress.current.processed
-        limits = (trainer.max_epochs, epochs), (trainer.max_steps, trainer.global_step)
-        ends = trainer.should_stop or any(most is not None and 0 <= most <= done for most, done in limits)
-        soon = time.monotonic() - self._saved_at < SOON and trainer.strategy.root_device.type == "cuda"
-        return soon and not ends and hasattr(trainer.fit_loop.epoch_loop, "tell")
+        soon = time.monotonic() - self._saved_at < SOON and trainer.strategy.root_device.type == graphs.DEVICE
+        return soon and not loop_state.ends(trainer) and hasattr(trainer.fit_loop.epoch_loop, "tell")
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._validated_step = trainer.global_step

@@ -44,6 +44,13 @@ def ends_early(trainer: Trainer) -> bool:
     return loop.done and not loop._num_ready_batches_reached()
 
 
+def ends(trainer: Trainer) -> bool:
+    """Whether no epoch comes after this one, at its end."""
+    epochs = trainer.fit_loop.epoch_progress.current.processed
+    limits = (trainer.max_epochs, epochs), (trainer.max_steps, trainer.global_step)
+    return trainer.should_stop or any(most is not None and 0 <= most <= done for most, done in limits)
+
+
 def accumulates(trainer: Trainer) -> bool:
     """Whether there are gradients that wait for more batches; no checkpoint holds them."""
     return trainer.fit_loop._should_accumulate()

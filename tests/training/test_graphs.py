@@ -21,6 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from mnist_lightning import CNN, MLP, MNISTDataModule, quick
 from mnist_lightning.training import graphs
 from mnist_lightning.training.graphs import GraphSteps
+from mnist_lightning.training.keeper import RunKeeper
 from mnist_lightning.training.trainer import make_trainer
 from mnist_lightning.training.updates import RecordedUpdate
 
@@ -119,6 +120,17 @@ def test_a_resumed_run_ends_in_the_same_bits(fit, recorded, words, first):
     if "--trainer.max_epochs" in first:  # else others are taken together, whose losses are summed up in another order
         assert table(RUNS / "whole") == table(RUNS / "parts")
     assert whole["optimizer_states"][0]["state"].keys() == parts["optimizer_states"][0]["state"].keys()
+
+
+def test_an_epoch_that_is_shorter_than_its_checkpoint_is_not_saved(fit, recorded, monkeypatch):
+    saved, save = [], RunKeeper._save
+    monkeypatch.setattr(
+        RunKeeper, "_save", lambda self, trainer, *a: (saved.append(trainer.global_step), save(self, trainer, *a))
+    )
+    fit(*SMALL, *GRAPH, "--data.val_size", "0", "--run", "a")
+    assert saved == [0, 90]
+    assert state(RUNS / "a")["global_step"] == 90
+    assert (RUNS / "a" / "best.ckpt").exists()
 
 
 def test_a_resume_in_another_arithmetic_is_said(fit, recorded):
