@@ -237,6 +237,7 @@ def test_clipping(algorithm: Any, precision: Any, trainer, data):
     assert norms == pytest.approx([0.01] * 20, rel=1e-3)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU is where 16-mixed scales gradients")
 def test_clipping_of_scaled_gradients(data):
     steps = {}

@@ -25,7 +25,7 @@ from mnist_lightning.training.keeper import RunKeeper
 from mnist_lightning.training.trainer import make_trainer
 from mnist_lightning.training.updates import RecordedUpdate
 
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 # 24 steps an epoch on tiny_mnist
 SMALL = shlex.split(
     "--model MLP --model.hidden=[16] --model.lr=0.01 --data.source mnist --data.val_size 60 --data.batch_size 10 "
@@ -53,10 +53,10 @@ DROPS = [*MOMENTUM, "--model.dropout=0.3"]
 GRAPH = ("--loop.step", "graph")
 
 
-@pytest.fixture
-def recorded(monkeypatch):
+@pytest.fixture(params=["tape", pytest.param("gpu", marks=[pytest.mark.gpu, no_gpu])])
+def recorded(request, monkeypatch):
     """Sizes of the graphs that are recorded; without a GPU on a tape."""
-    sizes = []
+    sizes, on_gpu = [], request.param == "gpu"
     record = GraphSteps.record
 
     def taped(self, run):
@@ -67,11 +67,11 @@ def recorded(monkeypatch):
         return tape.replay, found
 
     def noted(self, run):
-        replay, found = record(self, run) if torch.cuda.is_available() else taped(self, run)
+        replay, found = record(self, run) if on_gpu else taped(self, run)
         sizes.append(len(found[0]) if self.own else 1)
         return replay, found
 
-    if not torch.cuda.is_available():
+    if not on_gpu:
         monkeypatch.setattr(graphs, "DEVICE", "cpu")
     monkeypatch.setattr(graphs, "MANY", 20)
     monkeypatch.setattr(graphs, "SIZES", (10, 5, 2))
@@ -495,7 +495,8 @@ def test_a_momentum_that_cycles_with_epochs_or_steps(fit, recorded, interval):
         assert torch.allclose(weights, ours[name], atol=1e-3), name
 
 
-@on_gpu
+@pytest.mark.gpu
+@no_gpu
 def test_a_step_that_waits_for_the_gpu_is_taken_as_it_is(recorded, capsys):
     def waits(self, loss, batch_idx):
         return loss if loss.item() > 0 else -loss
@@ -519,7 +520,8 @@ def test_what_changes_between_epochs_is_recorded_anew(recorded, tiny_mnist):
     assert len(recorded) >= 3
 
 
-@on_gpu
+@pytest.mark.gpu
+@no_gpu
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", ["simple_mlp", "nielsen_mlp", "nextjournal_cnn", "fidle_cnn", "cnn", "fast"])
 def test_a_gpu_trains_to_the_same_bits_again(cli, name, precision, tiny_mnist):
@@ -531,7 +533,8 @@ def test_a_gpu_trains_to_the_same_bits_again(cli, name, precision, tiny_mnist):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@on_gpu
+@pytest.mark.gpu
+@no_gpu
 def test_a_gpu_takes_graphs_unless_told_otherwise(fit, recorded):
     fit(*SMALL)
     assert recorded
