@@ -27,7 +27,8 @@ from mnist_lightning.models.layers import Linear, Network
 from mnist_lightning.models.metrics import Accuracy
 from mnist_lightning.training.trainer import SMALL_STEP
 
-AT_ONCE = 5  # steps: more compile longer and save little; the 50 between two rows of metrics.csv are a multiple
+AT_ONCE = 5  # steps of a call: more compile longer
+SIZES = (50, 10, 5)  # steps taken together, by several calls: the most between two rows of metrics.csv
 COMPILING = 30.0  # seconds, where nothing is in torch's cache
 SAVED = 0.2e-3  # seconds a step, of a small network
 # Besides activations that draw nothing; and what holds the metrics
@@ -141,15 +142,14 @@ class CompiledSteps:
         return has_state and not is_changed(self.optimizer)
 
     def sizes_at(self, done: int) -> tuple[int, ...]:
-        """How many steps can be one call, the most first."""
-        return () if done % AT_ONCE else (AT_ONCE,)
+        """How many steps can be taken together, the most first."""
+        return () if done % AT_ONCE else SIZES
 
     def rates(self, ahead: int = 0) -> None:
         """Schedules change nothing between the steps of a call."""
 
     def __call__(self, batches: list[Any], rates: list[Any], first: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All images and labels, losses [AT_ONCE] and logits of all images, after the steps."""
-        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        """All images and labels, losses [steps] and logits of all images, after the steps."""
         states = [
             [self.optimizer.state[p][name] for p in self.parameters if name in self.optimizer.state.get(p, ())]
             for name in STATE[self.kind]
@@ -157,9 +157,11 @@ class CompiledSteps:
         lr = torch.tensor(self.optimizer.param_groups[0]["lr"])
         if not self.compiled:
             say("The steps are being compiled, which takes half a minute where it was never done")
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        calls = [parts.split(len(labels) // len(batches) * AT_ONCE) for parts in (images, labels)]
         try:
             with torch.no_grad(), nullcontext() if self.compiled else _quietly():
-                found = self._run(self.parameters, states, lr, images, labels)
+                found = [self._run(self.parameters, states, lr, *call) for call in zip(*calls, strict=True)]
         except Exception as error:  # whatever a compiler comes to
             raise NotCompiledError(
                 f"--loop.step compiled: the steps cannot be compiled ({first_line(error)}): give --loop.step eager"
@@ -167,7 +169,8 @@ class CompiledSteps:
         self.compiled = self.optimizer._opt_called = True  # the latter is what schedulers ask
         for parameter in self.parameters:
             parameter.grad = None  # an eager step's
-        return images, labels, *found
+        losses, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return images, labels, losses, logits
 
 
 def _steps(module: DigitClassifier, optimizer: Optimizer) -> Callable[..., tuple[Tensor, Tensor]]:
