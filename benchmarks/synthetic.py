@@ -5,7 +5,7 @@
 
 Alone: plain `fit` on nothing but drawn digits. With real ones: mccaffrey_cnn, which trains on 1,000 images, with drawn
 digits and without. --on training needs training images only: it takes the first 50,000 for all there are, and has the
-other 10,000 read. Rows by another number of seeds, or without real images, are measured with --seeds and --rows.
+other 10,000 read.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def measure(row: str, root: Path, seed: int, options: argparse.Namespace) -> tup
     """Percent of the real images that a training reads, and its seconds, both of a fresh process."""
     settings = list(ROWS[row][1])
     if row == "both":
-        settings += ["--data.drawn", str(options.drawn), "--trainer.max_epochs", str(options.epochs)]
+        settings += ["--data.drawn", str(options.drawn)]
     with tempfile.TemporaryDirectory() as runs:
         at = ["--run", "a", "--trainer.default_root_dir", runs, "--data.root", str(root)]
         start = time.perf_counter()
@@ -70,13 +70,11 @@ def main() -> None:
     parser.add_argument("--on", choices=["training", "test"], default="test", help="real images that are read")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--drawn", type=int, default=12_000, help="drawn digits put to the 1,000 real ones")
-    parser.add_argument("--epochs", type=int, default=10, help="of the 1,000 and the drawn ones; without them 50")
+    parser.add_argument("--drawn", type=int, default=4000, help="drawn digits put to the 1,000 real ones")
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args()
 
-    lines = [*HEADER]
-    print("\n".join(lines), flush=True)
+    print("\n".join(lines := [*HEADER]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         root = MNIST if options.on == "test" else training_only(Path(folder))
         for row in options.rows:
