@@ -1,12 +1,13 @@
 """Handwriting-like digits drawn by the program, for training and testing where MNIST's files are absent.
 
-Each class has several written forms, given as pen strokes in forms.txt. An image takes one form, moves its control
-points, bends, slants and stretches it, draws it with a pen of random width, and places it as MNIST's makers placed
-theirs: fitted into 20 x 20 pixels with its aspect ratio kept, then pasted by centre of mass into 28 x 28.
+Each class has many written forms, given as pen strokes in forms.txt. An image takes one form, moves its control
+points, bends, slants and stretches it, draws it with an unsteady pen of random width, and places it as MNIST's makers
+placed theirs: fitted into 20 x 20 pixels with its aspect ratio kept, then pasted by centre of mass into 28 x 28.
+Widths of digits and pens, slants and the softness of edges are spread about as in MNIST's training images.
 """
 
 import math
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from itertools import pairwise
 
@@ -48,6 +49,7 @@ def _spline(form: str) -> tuple[Tensor, Tensor]:
     return points, dense[torch.searchsorted(length, torch.linspace(0, 1, _DOTS) * length[-1])].T
 
 
+@cache
 def _compile_forms() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All forms' points [F, K, 2] and weights [F, _DOTS, K]; each digit's first form and their count [10].
 
@@ -72,25 +74,31 @@ def _write(points: Tensor, weights: Tensor, generator: torch.Generator) -> tuple
     """
     normal = partial(torch.randn, len(points), 1, generator=generator)  # one number for each image
     uniform = partial(torch.rand, len(points), 1, generator=generator)
-    moved = points + 0.025 * torch.randn(points.shape, generator=generator)
-    x, y = (weights @ moved - 0.5).unbind(-1)
+    moved = points + 0.06 * torch.randn(points.shape, generator=generator)
+    # The pen comes down late and leaves early, mostly by little: so rings stay open, and tails short.
+    late, early = (0.08 * uniform() ** 2 for _ in range(2))
+    at = torch.lerp(late, 1 - early, torch.linspace(0, 1, _DOTS)) * (_DOTS - 1)
+    written = (weights @ moved).gather(1, at.round().long()[:, :, None].expand(-1, -1, 2))
+    x, y = (written - 0.5).unbind(-1)
     # Two slow waves across the paper bend each axis: neighbouring strokes bend alike.
     for _ in range(2):
         wave = 2.2 * (normal() * x + normal() * y) + math.tau * uniform()
-        x, y = x + 0.06 * normal() * wave.sin(), y + 0.06 * normal() * wave.cos()
+        x, y = x + 0.08 * normal() * wave.sin(), y + 0.08 * normal() * wave.cos()
     y = y + (1.2 * uniform() - 0.6) * (0.25 - y**2)  # a larger upper or lower half
-    x = (x + 0.15) * (1 + 0.27 * normal() * y) * (0.28 * normal()).exp()  # wider at the top or foot; aspect
-    x = x - (0.2 + 0.3 * normal()) * y  # slant: most writers lean to the right
+    x = (x + 0.15) * (1 + 0.27 * normal() * y) * 1.12 * (0.22 * normal()).exp()  # wider at the top or foot; aspect
+    x = x - (0.12 + 0.23 * normal()) * y  # slant: most writers lean to the right
     angle = 0.12 * normal()
     x, y = x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()
 
-    radius = (1.3 * (0.28 * normal()).exp()).clamp(0.75, 3)
+    radius = (1.12 * (0.3 * normal()).exp()).clamp(0.65, 3)
     phase = torch.linspace(0, 1, _DOTS) * 9 + math.tau * uniform()
-    radii = radius * (1 + 0.12 * phase.sin())  # the pen presses harder here and there
+    radii = radius * (1 + 0.12 * phase.sin())  # the pen presses harder here and there, and its edge is rough
+    radii = radii + 0.15 * radius * torch.randn(radii.shape, generator=generator)
     dots = torch.stack([x, y], dim=1)
     low, high = dots.amin(2, keepdim=True), dots.amax(2, keepdim=True)
     scale = (_BOX - 2 * radius[:, :, None]) / (high - low).amax(1, keepdim=True)
-    return (dots - (low + high) / 2) * scale + _BOX / 2, radii
+    dots = (dots - (low + high) / 2) * scale + _BOX / 2
+    return dots + 0.15 * torch.randn(dots.shape, generator=generator), radii
 
 
 def _draw(dots: Tensor, radii: Tensor, softness: Tensor) -> Tensor:
@@ -108,13 +116,16 @@ def _draw(dots: Tensor, radii: Tensor, softness: Tensor) -> Tensor:
 
 
 def _centre(ink: Tensor) -> Tensor:
-    """Paste the boxes [n, _BOX, _BOX] into images [n, _SIDE, _SIDE], centres of mass nearest the middle."""
+    """Paste the boxes [n, _BOX, _BOX] into images [n, _SIDE, _SIDE], centres of mass where MNIST's are.
+
+    That is nearest the middle of the pixel right of and below the middle: as its makers took (14, 14) for the centre.
+    """
     within = torch.arange(_BOX)
 
     def lines(mass: Tensor) -> Tensor:
         """Where in the images the rows or columns [n, _BOX] with so much ink go."""
         middle = mass @ (within + 0.5) / mass.sum(1)
-        return (_SIDE / 2 - middle).round().long().clamp(0, _SIDE - _BOX)[:, None] + within
+        return (_SIDE / 2 + 0.5 - middle).round().long().clamp(0, _SIDE - _BOX)[:, None] + within
 
     images = ink.new_zeros(len(ink), _SIDE, _SIDE)
     rows, columns = lines(ink.sum(2))[:, :, None], lines(ink.sum(1))[:, None, :]
@@ -137,7 +148,7 @@ def synthetic_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
         digit = torch.randint(10, (_CHUNK,), generator=generator)
         form = first_form[digit] + torch.randint(2**30, (_CHUNK,), generator=generator) % form_count[digit]
         dots, radii = _write(points[form], weights[form], generator)
-        softness = 0.9 + 0.7 * torch.rand(_CHUNK, 1, generator=generator)
+        softness = 0.9 + 0.3 * torch.rand(_CHUNK, 1, generator=generator)
         ink = _centre(_draw(dots, radii, softness)).mul(255).round().to(torch.uint8)
         images[start : start + _CHUNK] = ink[: count - start]
         labels[start : start + _CHUNK] = digit[: count - start].to(torch.uint8)

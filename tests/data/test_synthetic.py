@@ -79,7 +79,8 @@ def test_ink_is_centred_by_mass(digits: tuple[Tensor, Tensor]) -> None:
     middles = torch.arange(28).double() + 0.5
     for axis in (1, 2):
         centre = (images.sum(3 - axis) @ middles) / images.sum((1, 2))
-        assert (centre - 14).abs().max() < 1
+        assert (centre - 14.5).abs().quantile(0.99) <= 0.5  # MNIST's centres lie from 14 to 15
+        assert (centre - 14.5).abs().max() < 1
 
 
 def test_grey_levels_are_like_mnist(digits: tuple[Tensor, Tensor]) -> None:
@@ -100,8 +101,9 @@ def _read_idx(name: str, header: int, *shape: int) -> Tensor:
 
 @pytest.mark.slow
 def test_a_network_taught_on_drawn_digits_reads_real_ones() -> None:
-    real_images = _read_idx("t10k-images-idx3-ubyte.gz", 16, 1, 28, 28)
-    real_labels = _read_idx("t10k-labels-idx1-ubyte.gz", 8)
+    # Training images: the digits are tuned by them, and by test images nothing is.
+    real_images = _read_idx("train-images-idx3-ubyte.gz", 16, 1, 28, 28)[:10_000]
+    real_labels = _read_idx("train-labels-idx1-ubyte.gz", 8)[:10_000]
     images, labels = synthetic_digits(20_000, seed=1)
 
     def prepare(pixels: Tensor) -> Tensor:
@@ -123,4 +125,4 @@ def test_a_network_taught_on_drawn_digits_reads_real_ones() -> None:
     with torch.no_grad():
         read = torch.cat([network(prepare(part)).argmax(1) for part in real_images.split(1000)])
     accuracy = (read == real_labels).double().mean().item()
-    assert accuracy >= 0.85
+    assert accuracy >= 0.96
