@@ -126,12 +126,10 @@ class CompiledSteps:
     def __init__(self, module: DigitClassifier, optimizer: Optimizer) -> None:
         self.optimizer, self.kind = optimizer, type(optimizer)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._run = torch.compile(
-            _steps(module, optimizer),
-            fullgraph=True,
-            dynamic=False,
-            options={"cpp_wrapper": True, "compile_threads": 1},
-        )
+        options: dict[str, Any] = {"cpp_wrapper": True, "compile_threads": 1}
+        if keep := getattr(torch.compiler, "keep_tensor_guards_unsafe", None):  # what else changes is looked at here
+            options["guard_filter_fn"] = keep
+        self._run = torch.compile(_steps(module, optimizer), fullgraph=True, dynamic=False, options=options)
         self.compiled = False
 
     @property

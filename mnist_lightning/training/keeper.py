@@ -157,14 +157,14 @@ class RunKeeper(Checkpoint):
 
     def _log_place(self, trainer: Trainer, on_step: bool) -> None:
         """Learning rate and images seen, as columns of their own."""
-        values = {}
-        for group in [group for optimizer in trainer.optimizers for group in optimizer.param_groups][:1]:
-            values["lr"] = group["lr"]
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        values = {"lr": groups[0]["lr"]} if groups else {}
         if isinstance(trainer.train_dataloader, TensorLoader):
             batches = trainer.fit_loop.total_batch_idx + 1
             values["images"] = trainer.train_dataloader.images_after(batches, int(trainer.num_training_batches))
+        log: Any = getattr(trainer.fit_loop.epoch_loop, "log_at_end", self.log) if on_step else self.log
         for name, value in values.items() if trainer.loggers else ():
-            self.log(name, torch.tensor(value, dtype=torch.float64), on_step=on_step, on_epoch=not on_step)
+            log(name, torch.tensor(value, dtype=torch.float64), on_step=on_step, on_epoch=not on_step)
 
     def _look(self, trainer: Trainer, due: bool = False) -> tuple[int, int]:
         """The signal that came and whether it is time to save; a loss that is not finite ends the training."""

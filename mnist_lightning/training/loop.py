@@ -23,7 +23,7 @@ from torch import Generator, is_anomaly_enabled
 
 from mnist_lightning.data.loader import derived_seed, seed_generators
 from mnist_lightning.training.loop_state import restore_sums
-from mnist_lightning.training.optimization import OWN_WAYS, QuickOptimization
+from mnist_lightning.training.optimization import OWN_WAYS, QuickLog, QuickOptimization
 from mnist_lightning.training.rows import Rows
 from mnist_lightning.training.several import SeveralSteps, plan_steps
 
@@ -157,6 +157,7 @@ class QuickLoop(_TrainingEpochLoop):
         self._starts, self._ends = (heard[hook] for hook in AROUND)
         self._module_start, self._module_end = (getattr(module, hook) if hook in own else None for hook in AROUND)
         inside = any(heard[hook] or hook in own for hook in INSIDE)
+        self.log_at_end = QuickLog(trainer, module, self._results, "on_train_batch_end")
         self.automatic_optimization.plan(inside, own)
         listeners = [getattr(hook, "__self__", hook) for hook in (*self._starts, *self._ends)]
         listeners += [module] * bool(own & set(AROUND))

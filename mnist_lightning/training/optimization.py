@@ -147,10 +147,10 @@ def weighted(loss: Tensor, weight: float) -> Tensor:
 
 
 class QuickLog:
-    """`self.log` in training_step: Lightning's for a name's first value in an epoch, then only its arithmetic."""
+    """`self.log` in a hook: Lightning's for a name's first value in an epoch, then only its arithmetic."""
 
-    def __init__(self, trainer: Trainer, module: Any, results: Any) -> None:
-        self.module, self.results, self.connector = module, results, trainer._logger_connector
+    def __init__(self, trainer: Trainer, module: Any, results: Any, hook: str = "training_step") -> None:
+        self.module, self.results, self.connector, self.hook = module, results, trainer._logger_connector, hook
         self.has_logger = trainer.logger is not None
         self.known: dict[str, tuple[Any, Any, Any]] = {}  # name -> what it adds to, and how it was logged
 
@@ -159,7 +159,7 @@ class QuickLog:
         if item is None or args != old_args or kwargs != old_kwargs or not self._only_adds(item, value):
             log: Any = LightningModule.log
             log(self.module, name, value, *args, batch_size=batch_size, **kwargs)
-            item = self.results.get(f"training_step.{name}")
+            item = self.results.get(f"{self.hook}.{name}")
             warns = not self.has_logger and (args[1:2] or kwargs.get("logger"))
             if item is not None and not (
                 warns or item.meta.enable_graph or (item.meta.sync.should and item.meta.on_step)
@@ -183,7 +183,7 @@ class QuickLog:
             item._forward_cache = value._forward_cache
         item._computed, item.has_reset = None, False
         item._update_count += 1
-        self.connector._current_fx = "training_step"
+        self.connector._current_fx = self.hook
 
     def _only_adds(self, item: Any, value: Any) -> bool:
         """Whether this is not the first of an epoch, and of the same kind and place."""
