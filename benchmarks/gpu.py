@@ -164,8 +164,9 @@ def fast() -> None:
 
 
 def best() -> None:
+    where = "GPU" if options.device.type == "cuda" else "CPU"
     table = Table(
-        f"{Path(options.config).stem} on a GPU{f', {options.more}' if options.more else ''}",
+        f"{Path(options.config).stem} on a {where}{f', {options.more}' if options.more else ''}",
         "seed | validation accuracy % | test accuracy % | seconds of training",
     )
     runs = []
