@@ -55,7 +55,7 @@ class GraphSteps:
         self.batch_size = 0  # of the loader whose batches are taken together
         self.refused: str | None = None  # what the first try showed
         self.update = RecordedUpdate(trainer, optimization._raw_step)
-        self.optimizer = self.update.optimizer
+        self.optimizer, self.rates = self.update.optimizer, self.update.rates
         self._graphs: dict[Any, tuple[list[Tensor], Tensor, Callable[[], None], Any, list[Any]]] = {}
         self._look: Any = None
         self._warm: set[Any] = set()  # forms of batches that a step has been tried on
@@ -68,10 +68,6 @@ class GraphSteps:
     def ready(self) -> bool:
         """Whether the optimizer has the state that its first step makes, and nothing speaks against graphs."""
         return not self.refused and self.update.ready
-
-    def rates(self, ahead: int = 0) -> list[list[float]]:
-        """What schedules change, as it is now, of a step so many after the next."""
-        return self.update.rates(ahead)
 
     # ------------------------------------------------------------------ what a step depends on
 
@@ -125,7 +121,9 @@ class GraphSteps:
     def _took(self, tensors: list[Tensor], rates: list[Any]) -> tuple[Tensor, Tensor]:
         found = self._take(tensors, None, rates)
         if found is None:  # they have been counted: taken one after the other here
+            self.update.switch()
             found = self._own_steps(tensors[0], tensors[1], self._lying(rates), self._watched())
+            self.update.switch_back()
         return found[0].clone(), found[1].clone()
 
     def step(self, batch: Any, index: int) -> dict[str, Any] | None:

@@ -37,6 +37,8 @@ def _plan_graphs(loop: Any, loader: Any, curious: list[str], looked_at: str | No
     if known is None:
         known = optimization.graphs = GraphSteps(optimization, trainer)
     known.look()
+    if loop.step == "auto":
+        tell_of_steps(loop, "Steps are CUDA graphs: recorded once, then replayed")
     own_schedule = type(trainer.lightning_module).lr_scheduler_step is not LightningModule.lr_scheduler_step
     if known.own and loader is not None and not curious and not own_schedule:
         known.batch_size = loader.global_batch_size

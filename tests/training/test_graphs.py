@@ -139,6 +139,13 @@ def test_a_resume_in_another_arithmetic_is_said(fit, recorded):
     assert "--loop.step was graph, is eager: the same training but for rounding" in told
 
 
+def test_auto_is_a_graph_where_that_can_be(fit, recorded):
+    told = fit(*SMALL, "--loop.step", "auto", "--run", "a")
+    assert told.out.count("Steps are CUDA graphs") == 1
+    assert state(RUNS / "a")["mnist_lightning"]["step_by"] == "graph"
+    assert recorded
+
+
 def test_without_a_gpu_steps_are_eager_and_it_is_said(fit, monkeypatch):
     told = fit(*SMALL, *GRAPH, "--trainer.accelerator", "cpu").out
     assert told.count("Steps are eager: there is no GPU") == 1
