@@ -17,7 +17,10 @@ def optimizer_of(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]
     args = dict(settings["optimizer_args"] or {})
     kind = named(torch.optim, settings["optimizer"], Optimizer, "--model.optimizer")
     if fused and "fused" in inspect.signature(kind).parameters and not {"foreach", "differentiable"} & set(args):
-        args.setdefault("fused", True)  # one kernel for all parameters; a loop over them in Python otherwise
+        try:  # one kernel for all parameters; a loop over them in Python otherwise
+            return kind(parameters := list(parameters), lr=settings["lr"], fused=True, **args)
+        except (TypeError, ValueError, RuntimeError):  # some have none for a GPU
+            pass
     try:
         return kind(parameters, lr=settings["lr"], **args)
     except (TypeError, ValueError, RuntimeError) as error:

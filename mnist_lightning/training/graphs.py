@@ -6,7 +6,7 @@ else a step depends on is looked at before each replay, and recorded anew if it 
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mnist_lightning.console import say
 from mnist_lightning.errors import first_line
+from mnist_lightning.training.capture import captured
 from mnist_lightning.training.compiled import is_ours
 from mnist_lightning.training.updates import RecordedUpdate
 from mnist_lightning.training.watched import NumbersFromProcessor, Watched, looks_of, no_waiting
@@ -75,12 +76,19 @@ class GraphSteps:
         """Throws the graphs away if the module or the optimizer is not as it was when they were recorded."""
         if (look := self._looks()) != self._look:
             self._look = look
-            self._graphs.clear()
+            if self._graphs:
+                self.end()
             self._warm.clear()
             self.update.changed()
             self._pool = torch.cuda.graph_pool_handle() if self._stream else None  # the old one goes with its graphs
             if self._recorded > SHAPES and self._replayed < 10 * self._recorded:
                 self._refuse("what it depends on changes too often")
+
+    def end(self) -> None:
+        """Gives the graphs back, when all that was replayed is done."""
+        if self._stream:
+            torch.cuda.synchronize()
+        self._graphs.clear()
 
     def _looks(self) -> tuple[Any, Any]:
         return looks_of(self.module, self.device), self._numbers()
@@ -192,19 +200,7 @@ class GraphSteps:
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """The replay of what `run` does on the device, and what it returned, which each replay writes anew."""
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            found = run()
-        except BaseException:
-            with suppress(RuntimeError):
-                graph.capture_end()
-            with suppress(RuntimeError, AttributeError):  # the generator may still take itself for recorded
-                generator: Any = torch.cuda.default_generators[self.device.index or 0]
-                generator.graphsafe_set_state(generator.clone_state())
-            raise
-        graph.capture_end()
-        return graph.replay, found
+        return captured(run, self._pool, self.device)
 
     def _try(self, places: list[Tensor], form: Any, lies: Tensor, watched: Watched) -> bool:
         """Whether a step can be recorded; it is taken, of our modules once for each form of batch, and undone."""

@@ -266,6 +266,8 @@ class QuickLoop(_TrainingEpochLoop):
 
     def teardown(self) -> None:
         super().teardown()
+        if self.automatic_optimization.graphs is not None:
+            self.automatic_optimization.graphs.end()
         self.automatic_optimization.graphs = self.several = None
 
     def _collect(self, now: bool = False) -> None:

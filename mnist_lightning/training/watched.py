@@ -110,7 +110,7 @@ class Watched:
     def _note_log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         if value is None:
             self.note("it logs what a metric returned: log the metric")
-        self._told.append((None, (name, value, *args), kwargs))
+        self._tell(None, (name, value, *args), kwargs)
 
     def _note_logs(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
         for name, value in dictionary.items():
@@ -118,11 +118,14 @@ class Watched:
 
     def _noting(self, metric: Any, method: str) -> Any:
         def noted(*args: Any, **kwargs: Any) -> None:
-            self._told.append(((metric, method), args, kwargs))
+            self._tell((metric, method), args, kwargs)
             if method == "compute":
                 self.note("it computes a metric")
 
         return noted
+
+    def _tell(self, what: Any, args: Any, kwargs: Any) -> None:
+        self._told.append((what, *tree_map_only(Tensor, Tensor.detach, (args, kwargs))))  # else its graph stays
 
     def repeat(self) -> None:
         """Tells `self.log` and metrics what the last replay came to."""

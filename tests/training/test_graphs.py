@@ -26,6 +26,7 @@ from mnist_lightning.training.trainer import make_trainer
 from mnist_lightning.training.updates import RecordedUpdate
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+ON_GPU = pytest.param("gpu", marks=[pytest.mark.gpu, no_gpu])
 # 24 steps an epoch on tiny_mnist
 SMALL = shlex.split(
     "--model MLP --model.hidden=[16] --model.lr=0.01 --data.source mnist --data.val_size 60 --data.batch_size 10 "
@@ -53,7 +54,7 @@ DROPS = [*MOMENTUM, "--model.dropout=0.3"]
 GRAPH = ("--loop.step", "graph")
 
 
-@pytest.fixture(params=["tape", pytest.param("gpu", marks=[pytest.mark.gpu, no_gpu])])
+@pytest.fixture(params=["tape", ON_GPU])
 def recorded(request, monkeypatch):
     """Sizes of the graphs that are recorded; without a GPU on a tape."""
     sizes, on_gpu = [], request.param == "gpu"
@@ -503,8 +504,7 @@ def test_a_momentum_that_cycles_with_epochs_or_steps(fit, recorded, interval):
         assert torch.allclose(weights, ours[name], atol=1e-3), name
 
 
-@pytest.mark.gpu
-@no_gpu
+@pytest.mark.parametrize("recorded", [ON_GPU], indirect=True)
 def test_a_step_that_waits_for_the_gpu_is_taken_as_it_is(recorded, capsys):
     def waits(self, loss, batch_idx):
         return loss if loss.item() > 0 else -loss
@@ -541,8 +541,7 @@ def test_a_gpu_trains_to_the_same_bits_again(cli, name, precision, tiny_mnist):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.gpu
-@no_gpu
+@pytest.mark.parametrize("recorded", [ON_GPU], indirect=True)
 def test_a_gpu_takes_graphs_unless_told_otherwise(fit, recorded):
     fit(*SMALL)
     assert recorded
