@@ -187,7 +187,7 @@ def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
         how = "How optimizer steps are taken: eager; graph: recorded and replayed, on a GPU (its default); compiled: "
         how += "several at once, on a CPU; auto: what is faster in the end."
         add("--loop.step", type=Literal["eager", "graph", "compiled", "auto"] | None, default=None, help=how)
-        seconds = "Write last.ckpt this often inside an epoch; it is written at each epoch's end anyway."
+        seconds = "Write last.ckpt this often inside an epoch; it is written at epochs' ends anyway."
         add("--checkpoint.every_n_seconds", type=float | None, default=30.0, help=seconds)
         steps = "Write last.ckpt after so many optimizer steps, too."
         add("--checkpoint.every_n_steps", type=int | None, default=None, help=steps)

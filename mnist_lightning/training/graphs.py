@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from mnist_lightning.console import say
 from mnist_lightning.errors import first_line
@@ -21,12 +21,8 @@ from mnist_lightning.training.compiled import is_ours
 from mnist_lightning.training.updates import RecordedUpdate
 from mnist_lightning.training.watched import NumbersFromProcessor, Watched, looks_of, no_waiting
 
-SIZES = (
-    50,
-    10,
-    5,
-    2,
-)  # steps of a graph: as many as there are between two rows of metrics.csv, and what makes up the rest
+# Steps of a graph: as many as there are between two rows of metrics.csv, and what makes up the rest
+SIZES = (50, 10, 5, 2)
 MANY = 500  # optimizer steps after which the largest size is worth its recording
 SHAPES = 16  # graphs that are kept at once
 DEVICE = "cuda"
@@ -39,6 +35,14 @@ def tell_of_steps(loop: Any, told: str) -> None:
     if told != loop.told_of_steps and loop.trainer.is_global_zero:
         say(told)
         loop.told_of_steps = told
+
+
+def count_steps(steps: int, *counts: Any) -> None:
+    """Adds so many to all that Lightning counts of a progress: ready, started, processed, completed."""
+    for progress in counts:
+        for tracker in (progress.total, progress.current):
+            for name, known in vars(tracker).items():
+                setattr(tracker, name, known + steps)
 
 
 class GraphSteps:
@@ -148,16 +152,14 @@ class GraphSteps:
         if found is None:
             return None
         counts = self.optimization.optim_progress.optimizer
-        for counted in (counts.step, counts.zero_grad):
-            for tracker in (counted.total, counted.current):
-                for name, count in vars(tracker).items():
-                    setattr(tracker, name, count + 1)
+        count_steps(1, counts.step, counts.zero_grad)
         if self.own:
             self.optimization.log_several(found[0].clone(), found[1].clone(), tensors[1])
             return {"loss": found[0][0].clone()}
         outputs, watched = found
         watched.repeat()
-        return _copied(outputs if isinstance(outputs, dict) else {"loss": outputs})
+        outputs = outputs if isinstance(outputs, dict) else {"loss": outputs}
+        return tree_map_only(Tensor, Tensor.clone, outputs)  # type: ignore[no-any-return]  # a replay writes to them
 
     def _take(self, tensors: list[Tensor], form: Any, rates: list[Any], index: int = 0) -> Any:
         """What the steps came to; None: they are to be taken eager."""
@@ -271,7 +273,7 @@ class GraphSteps:
         if loss is None:
             raise ValueError("a step without a loss")
         self._backward_and_update(loss, rates, watched)
-        return torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, out)
+        return tree_map_only(Tensor, Tensor.detach, out)
 
     def _backward_and_update(self, loss: Tensor, rates: Tensor, watched: Watched) -> None:
         for parameter in self.update.parameters:
@@ -287,8 +289,3 @@ class GraphSteps:
 def _forms(tensors: list[Tensor], parts: int = 1) -> Any:
     """Shapes, layouts and types of a batch, where several lie in `tensors`."""
     return (parts, *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors))
-
-
-def _copied(outputs: dict[str, Any]) -> dict[str, Any]:
-    """Without what the next replay writes to."""
-    return torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, outputs)  # type: ignore[no-any-return]

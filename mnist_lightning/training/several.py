@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from mnist_lightning.console import say
 from mnist_lightning.training import graphs, updates
 from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps, is_hooked, is_worth_it, why_not
-from mnist_lightning.training.graphs import GraphSteps, tell_of_steps
+from mnist_lightning.training.graphs import GraphSteps, count_steps, tell_of_steps
 
 
 def plan_steps(loop: Any, loader: Any, listeners: list[Any], looked_at: str | None) -> None:
@@ -66,9 +66,8 @@ def _plan_compiled(loop: Any, loader: Any, curious: list[str], looked_at: str | 
     if asked == "auto" and reason is None and not is_worth_it(trainer, loader):
         reason = "compiling would take longer than it saves"
     if reason or asked == "auto" or loop.told_of_steps:
-        tell_of_steps(
-            loop, f"Steps are eager: {reason}" if reason else f"Steps are compiled: {AT_ONCE} at once, in one call"
-        )
+        way = f"eager: {reason}" if reason else f"compiled: {AT_ONCE} at once, in one call"
+        tell_of_steps(loop, f"Steps are {way}")
     if reason:
         loop.several = None
     elif loop.several is None or loop.several.steps.optimizer is not trainer.optimizers[0]:
@@ -160,10 +159,7 @@ class SeveralSteps:
 
     def _count(self, count: int) -> None:
         counts = self.loop.automatic_optimization.optim_progress.optimizer
-        for counted in (counts.step, counts.zero_grad, self.loop.batch_progress):
-            for tracker in (counted.total, counted.current):
-                for name, known in vars(tracker).items():
-                    setattr(tracker, name, known + count)
+        count_steps(count, counts.step, counts.zero_grad, self.loop.batch_progress)
 
     def _schedule(self, count: int) -> list[Any]:
         """Takes and counts the schedules' steps, which ask for nothing else; the rates of each."""
