@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.adam import adam
@@ -54,6 +55,9 @@ def why_not(trainer: Trainer, loader: Any) -> str | None:
         f"{type(optimizer).__name__} as it is set is not compiled": type(optimizer) not in STATE or _is_odd(optimizer),
         f"precision {trainer.precision} is not compiled": str(trainer.precision) != "32-true",
         "clipping is not compiled": bool(trainer.gradient_clip_val),
+        "StochasticWeightAveraging takes a step with the last gradients": any(
+            isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks
+        ),
     }
     found = next((reason for reason, holds in reasons.items() if holds), None)
     return found or (None if has_compiler() else "there is no C++ compiler (install g++)")

@@ -61,7 +61,7 @@ class GraphSteps:
         self.refused: str | None = None  # what the first try showed
         self.update = RecordedUpdate(trainer, optimization._raw_step)
         self.optimizer, self.rates = self.update.optimizer, self.update.rates
-        self._graphs: dict[Any, tuple[list[Tensor], Tensor, Callable[[], None], Any, list[Any]]] = {}
+        self._graphs: dict[Any, tuple[list[Tensor], Tensor, Callable[[], None], Any, list[Any], list[Any]]] = {}
         self._look: Any = None
         self._warm: set[Any] = set()  # forms of batches that a step has been tried on
         self._draws = False  # random numbers on the device
@@ -171,13 +171,15 @@ class GraphSteps:
             if known is None:
                 return None
             self._graphs[key] = known
-        places, lies, replay, found, last = self._graphs[key]
+        places, lies, replay, found, gradients, last = self._graphs[key]
         torch._foreach_copy_(places, tensors)
         if rates != last:
             last[:] = rates
             host = torch.tensor(rates, dtype=torch.float32)
             lies.copy_(host.pin_memory() if lies.is_cuda else host, non_blocking=True)
         replay()
+        for parameter, gradient in zip(self.update.parameters, gradients, strict=True):
+            parameter.grad = gradient  # of the last step, as an eager one leaves it
         self._replayed += len(rates)
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers ask
         return found
@@ -194,11 +196,12 @@ class GraphSteps:
             try:
                 with nullcontext() if self.own else watched.watching(), self.update.capturable():
                     replay, found = self.record(lambda: self._run(places, form, lies, watched))
+                gradients = [parameter.grad for parameter in self.update.parameters]
             except REFUSED as error:
                 self._refuse(first_line(error))
                 return None
         self._look = self._looks()
-        return places, lies, replay, found, list(rates)
+        return places, lies, replay, found, gradients, list(rates)
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """The replay of what `run` does on the device, and what it returned, which each replay writes anew."""

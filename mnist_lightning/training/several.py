@@ -27,10 +27,13 @@ def _plan_graphs(loop: Any, loader: Any, curious: list[str], looked_at: str | No
     trainer, optimization = loop.trainer, loop.automatic_optimization
     known: GraphSteps | None = optimization.graphs
     if known is not None and not known.update.is_of(trainer.optimizers[0]):
+        known.end()
         known = None
     reason = _why_no_graph(trainer) or looked_at or (known and known.refused)
     loop.several = None
     if reason:
+        if known is not None:
+            known.end()
         optimization.graphs = known if known and known.refused else None
         tell_of_steps(loop, f"Steps are eager: {reason}")
         return

@@ -113,6 +113,10 @@ def test_another_arithmetic_than_the_checkpoints_is_said(fit, monkeypatch):
         ("--trainer.detect_anomaly true", "somebody looks into each step"),
         ("--data.batch_size 100", "an epoch has fewer than 5 whole batches"),
         (
+            "--trainer.callbacks StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.01",
+            "StochasticWeightAveraging takes a step with the last gradients",
+        ),
+        (
             "--model.optimizer SGD --model.optimizer_args {momentum:\\ 0.9} --model.scheduler CyclicLR "
             "--model.scheduler_interval epoch --model.scheduler_args {base_lr:\\ 0.01,\\ max_lr:\\ 0.1,\\ "
             "max_momentum:\\ 0.95}",
