@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lightning import CNN, MLP, MNISTDataModule, quick
-from mnist_lightning.training import graphs
+from mnist_lightning.training import graphs, rows
 from mnist_lightning.training.graphs import GraphSteps
 from mnist_lightning.training.keeper import RunKeeper
 from mnist_lightning.training.trainer import make_trainer
@@ -513,6 +513,33 @@ def test_a_layer_that_learns_later_has_its_first_step_eager(recorded, tiny_mnist
     assert "Steps are eager" not in capsys.readouterr().out
     for name, weights in eager.state_dict().items():
         assert torch.allclose(weights, ours.state_dict()[name], atol=0.05), name
+
+
+class Kept(pl.loggers.Logger):
+    name = version = ""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append({"step": step, **{name: float(value) for name, value in metrics.items()}})
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+@pytest.mark.parametrize("waiting", [3, 64])
+def test_loggers_are_given_the_same_rows_in_their_order(recorded, tiny_mnist, monkeypatch, waiting):
+    monkeypatch.setattr(rows, "WAITING", waiting)
+    loggers = [Kept(), Kept()]
+    for step, logger in zip(("eager", "graph"), loggers, strict=True):
+        settings = {"logger": logger, "log_every_n_steps": 2, "limit_val_batches": 0}
+        own(MLP, tiny_mnist, step, **settings)
+    assert len(loggers[0].rows) == len(loggers[1].rows) > 36
+    for one, other in zip(*(logger.rows for logger in loggers), strict=True):
+        assert other == pytest.approx(one, abs=1e-3)
+    assert recorded
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
