@@ -20,6 +20,7 @@ from mnist_lightning.predictor import pretrained
 from mnist_lightning.training.checkpoint_content import FOUND
 from mnist_lightning.training.checkpoints import read_weights, write_checkpoint
 
+NO_DIGIT = 10  # the class of what is none, as photos.py writes it
 REFUSED = 0.01  # the part of the held-out images that either limit may refuse
 PAGE = """# The weights that come with the project
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="A last paragraph for the page.")
     parser.add_argument("--limit", action="append", default=[], help="temperature, least_probability or least_energy")
     asked = parser.parse_args()
-    checkpoint = mean_of([read_weights(file) for file in asked.checkpoints])
+    checkpoint = without_none(mean_of([read_weights(file) for file in asked.checkpoints]))
     write_checkpoint(checkpoint, pretrained())
     predictor, data = Predictor(), MNISTDataModule(source="mnist")
     data.setup("fit")
@@ -85,6 +86,20 @@ def mean_of(checkpoints: list[dict[str, Any]]) -> dict[str, Any]:
     mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
     known = {name: checkpoints[0][name] for name in ("hyper_parameters", "MNISTDataModule")}
     return known | {"state_dict": {name: value.to(states[0][name].dtype) for name, value in mean.items()}}
+
+
+def without_none(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A network of eleven classes, of which the last is no digit, as one of ten: its logits less the eleventh.
+
+    The softmax over the ten stays what it was, and their log-sum-exp becomes the log-odds of a digit.
+    """
+    state, settings = dict(checkpoint["state_dict"]), dict(checkpoint["hyper_parameters"])
+    if settings.get("classes") != NO_DIGIT + 1:
+        return checkpoint
+    for name in list(state)[-2:]:  # weight [11, n] and bias [11] of the last layer
+        state[name] = state[name][:NO_DIGIT] - state[name][NO_DIGIT]
+    settings |= {"classes": NO_DIGIT, "class_names": None}
+    return checkpoint | {"state_dict": state, "hyper_parameters": settings}
 
 
 def limits(predictor: Predictor, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
