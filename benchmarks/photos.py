@@ -21,7 +21,7 @@ from mnist_lightning.data.synthetic import synthetic_digits
 from mnist_lightning.data.writing import write
 
 sys.path.insert(0, str(Path(__file__).parent))
-from no_digit import blank, fonts_in, letter, matplotlib_fonts, no_digits, scene, several
+from no_digit import GREEK, blank, fonts_in, letter, matplotlib_fonts, no_digits, scene, scribble, several
 from pens import Strokes, clean, digit_pictures, read_pens, small
 
 NO_DIGIT = 10  # the class of what is none
@@ -71,8 +71,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--write", type=Path, help="A folder for MNIST with these drawings among its training images.")
     parser.add_argument("--fonts", type=Path, help="With --write: a folder of fonts, whose letters are no digits.")
-    parser.add_argument("--drawn", type=int, default=20_000, help="With --write: digits of the program's own forms.")
-    parser.add_argument("--nothing", type=int, default=20_000, help="With --write: images that are no digits.")
+    parser.add_argument("--drawn", type=int, default=6000, help="With --write: digits of the program's own forms.")
+    parser.add_argument("--nothing", type=int, default=15_000, help="With --write: images that are no digits.")
     parser.add_argument("--ckpt_path", help="A checkpoint or run in the place of the shipped weights.")
     asked = parser.parse_args()
     if asked.write:
@@ -81,7 +81,15 @@ def main() -> None:
     pens, predictor, rng = read_pens(asked.pens), Predictor(asked.ckpt_path), np.random.default_rng([asked.seed, 99])
     tally: dict[str, list[int]] = {}  # of a kind: pictures, those read right, those refused or unsure
     pictures = [(kind, str(label), picture) for kind, label, picture in digit_pictures(pens, asked.count, asked.seed)]
-    for kind, draw in {"letter": partial(letter, fonts=matplotlib_fonts()), "blank": blank, "scene": scene}.items():
+    fonts = matplotlib_fonts()  # none of which is among those that the shipped weights have seen
+    without = {
+        "letter": partial(letter, fonts=fonts),
+        "greek letter": partial(letter, fonts=fonts, letters=GREEK),
+        "scribble": scribble,
+        "blank": blank,
+        "scene": scene,
+    }
+    for kind, draw in without.items():
         pictures += [(kind, "", draw(rng)) for _ in range(asked.count)]
     pictures += [("several", *several(pens, rng)) for _ in range(asked.count)]
     for kind, label, picture in pictures:
