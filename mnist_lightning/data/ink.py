@@ -11,6 +11,7 @@ from scipy import ndimage
 
 Image = NDArray[np.float32]
 FAINT = 0.07  # strength below which nothing counts as ink: JPEG's ripples, a crease, the other side of the paper
+TINY = 40  # pixels: the longest side of a picture that is no photo
 _SMALL = 48  # pixels: the longest side at which polarity is decided
 _ROUND = np.ones((3, 3), bool)  # the eight neighbours
 
@@ -38,6 +39,21 @@ def drawn(grey: Image) -> Ink | None:
     if (between & ~edges).sum() > 0.1 * (strength >= 0.6).sum():
         return None
     return Ink(strength, 0.0)
+
+
+def tiny(grey: Image) -> Ink:
+    """Ink of a picture that is too small to be a photo of paper, in pixels of which a stroke has several."""
+    low, high = float(grey.min()), float(grey.max())
+    if high - low < 8:
+        return Ink(np.zeros_like(grey), 0.0)
+    light = grey > (low + high) / 2
+    corners = int(light[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
+    # A digit that is cut out closely leaves its corners to the paper; a 1 may not, and is dark more often than light.
+    paper = high if corners > 2 or (corners == 2 and light.mean() > 1 / 3) else low
+    strength = np.pad(np.abs(grey - paper) / (high - low), 2)  # digits are often cut out without a margin
+    times = -(-2 * TINY // max(strength.shape))
+    larger = ndimage.zoom(strength, times, order=3, mode="nearest", grid_mode=True)
+    return Ink(larger.clip(0, 1), 0.0)
 
 
 def photographed(grey: Image) -> Ink:

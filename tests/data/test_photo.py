@@ -42,6 +42,22 @@ def test_dark_ink_on_a_28x28_picture_is_turned_light() -> None:
         assert torch.equal(seen.image, image)
 
 
+@pytest.mark.parametrize("dark", [True, False], ids=["dark", "light"])
+@pytest.mark.parametrize("side", [None, 10], ids=["closely", "ten pixels"])
+def test_a_digit_that_is_cut_out_closely(dark: bool, side: int | None) -> None:
+    images, _ = synthetic_digits(60, seed=3)
+    alike = []
+    for image in images.numpy():
+        rows, columns = (np.flatnonzero((image > 40).any(axis)) for axis in (1, 0))
+        cut = Image.fromarray(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+        if side:
+            cut.thumbnail((side, side), Image.Resampling.BOX)
+        seen = prepare(Image.fromarray(255 - np.asarray(cut)) if dark else cut)
+        assert seen.image is not None
+        alike.append(np.corrcoef(seen.image.flatten(), image.flatten())[0, 1])
+    assert sorted(alike)[5] > 0.75  # a 1, cut out closely, may be all ink
+
+
 def test_longest_side_is_20_and_the_mass_is_in_the_middle() -> None:
     image = prepare(drawing((300, 300), SEVEN)).image
     assert max(extents(image)) in (19, 20, 21)
