@@ -11,7 +11,7 @@ from scipy import ndimage
 
 Image = NDArray[np.float32]
 FAINT = 0.07  # strength below which nothing counts as ink: JPEG's ripples, a crease, the other side of the paper
-TINY = 40  # pixels: the longest side of a picture that is no photo
+_TINY = 40  # pixels: the longest side of a picture that is no photo
 _SMALL = 48  # pixels: the longest side at which polarity is decided
 _ROUND = np.ones((3, 3), bool)  # the eight neighbours
 
@@ -23,8 +23,26 @@ class Ink(NamedTuple):
     noise: float
 
 
+def with_margin(grey: Image) -> Image:
+    """The same with paper around it, where ink on even paper is near the edges: a digit that is cut out closely."""
+    if max(grey.shape) <= _TINY:
+        return grey
+    edges = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    paper = float(np.bincount(edges.astype(np.uint8), minlength=256).argmax())
+    even = np.abs(edges - paper) <= 8
+    corners = np.abs(grey[[0, 0, -1, -1], [0, -1, 0, -1]] - paper) <= 8
+    if even.mean() < 0.4 or corners.sum() < 2:
+        return grey
+    is_paper, wide = np.abs(grey - paper) <= 8, max(grey.shape) // 8
+    ink = ~is_paper
+    ink[wide:-wide, wide:-wide] = False
+    return np.pad(grey, 2 * wide, constant_values=paper) if ink.any() and is_paper.mean() >= 0.25 else grey
+
+
 def drawn(grey: Image) -> Ink | None:
     """Ink on even paper, as on a canvas; None where it is not that: a photo, a scan, ruled paper."""
+    if max(grey.shape) <= _TINY:
+        return _tiny(grey)
     sample = grey[:: 1 + grey.shape[0] // 500, :: 1 + grey.shape[1] // 500]
     paper = float(np.bincount(sample.astype(np.uint8).ravel(), minlength=256).argmax())
     if np.mean(np.abs(sample - paper) <= 8) < 0.5:
@@ -41,21 +59,6 @@ def drawn(grey: Image) -> Ink | None:
     return Ink(strength, 0.0)
 
 
-def tiny(grey: Image) -> Ink:
-    """Ink of a picture that is too small to be a photo of paper, in pixels of which a stroke has several."""
-    low, high = float(grey.min()), float(grey.max())
-    if high - low < 8:
-        return Ink(np.zeros_like(grey), 0.0)
-    light = grey > (low + high) / 2
-    corners = int(light[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
-    # A digit that is cut out closely leaves its corners to the paper; a 1 may not, and is dark more often than light.
-    paper = high if corners > 2 or (corners == 2 and light.mean() > 1 / 3) else low
-    strength = np.pad(np.abs(grey - paper) / (high - low), 2)  # digits are often cut out without a margin
-    times = -(-2 * TINY // max(strength.shape))
-    larger = ndimage.zoom(strength, times, order=3, mode="nearest", grid_mode=True)
-    return Ink(larger.clip(0, 1), 0.0)
-
-
 def photographed(grey: Image) -> Ink:
     """Ink on paper in uneven light; rulings are taken off."""
     grey = ndimage.gaussian_filter(grey, 0.6)
@@ -66,6 +69,21 @@ def photographed(grey: Image) -> Ink:
     strength = np.maximum(paper - grey, 0) / np.maximum(paper, 48)
     strength = _without_rulings(strength)
     return Ink(strength, _noise(strength))
+
+
+def _tiny(grey: Image) -> Ink:
+    """Ink of a picture that is too small to be a photo of paper, in pixels of which a stroke has several."""
+    low, high = float(grey.min()), float(grey.max())
+    if high - low < 8:
+        return Ink(np.zeros_like(grey), 0.0)
+    light = grey > (low + high) / 2
+    corners = int(light[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
+    # A digit that is cut out closely leaves its corners to the paper; a 1 may not, and is dark more often than light.
+    paper = high if corners > 2 or (corners == 2 and light.mean() > 1 / 3) else low
+    strength = np.pad(np.abs(grey - paper) / (high - low), 2)  # digits are often cut out without a margin
+    times = -(-2 * _TINY // max(strength.shape))
+    larger = ndimage.zoom(strength, times, order=3, mode="nearest", grid_mode=True)
+    return Ink(larger.clip(0, 1), 0.0)
 
 
 def _light_on_dark(grey: Image) -> bool:

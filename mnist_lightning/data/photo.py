@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
-from mnist_lightning.data.ink import FAINT, TINY, Ink, drawn, photographed, shrunk, tiny
+from mnist_lightning.data.ink import FAINT, Ink, drawn, photographed, shrunk, with_margin
 
 Status = Literal["ok", "blank", "none", "number"]
 Grey = NDArray[np.float32]
@@ -62,8 +62,8 @@ def prepare(picture: Image.Image) -> Seen:
     """A picture of any mode and size, as MNIST would have it; raises OSError where its file cannot be decoded."""
     if picture.size == (_SIDE, _SIDE) and (image := _as_it_is(picture)) is not None:
         return Seen("ok", image, (image,))
-    grey = grey_levels(picture)
-    ink = tiny(grey) if max(grey.shape) <= TINY else drawn(grey)
+    grey = with_margin(grey_levels(picture))
+    ink = drawn(grey)
     return _seen_in(ink, photo=False)[0] if ink else _found_in_photo(grey)
 
 

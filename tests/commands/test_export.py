@@ -198,7 +198,7 @@ def test_the_page_prepares_drawings_as_python_does(browser, tmp_path: Path):
             expected, found = predictor(seen.image[None])[0], torch.tensor(row)
             assert expected.argmax() == found.argmax()
             torch.testing.assert_close(found, predictor(shown)[0], atol=1e-4, rtol=0)
-            assert apart.max() > 1 or (expected - found).abs().max() < 1e-3
+            assert apart.max() > 1 or (expected - found).abs().max() < (2e-3 if apart.any() else 1e-3)
     assert len(pictures) > 120
     assert on_edge <= 2
     assert problems == []
