@@ -29,14 +29,13 @@ def with_margin(grey: Image) -> Image:
         return grey
     edges = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     paper = float(np.bincount(edges.astype(np.uint8), minlength=256).argmax())
-    even = np.abs(edges - paper) <= 8
-    corners = np.abs(grey[[0, 0, -1, -1], [0, -1, 0, -1]] - paper) <= 8
-    if even.mean() < 0.4 or corners.sum() < 2:
-        return grey
-    is_paper, wide = np.abs(grey - paper) <= 8, max(grey.shape) // 8
-    ink = ~is_paper
+    away, wide = np.abs(grey - paper), max(grey.shape) // 8
+    is_paper, ink = away <= 8, away > 0.4 * away.max()
     ink[wide:-wide, wide:-wide] = False
-    return np.pad(grey, 2 * wide, constant_values=paper) if ink.any() and is_paper.mean() >= 0.25 else grey
+    corners = is_paper[[0, 0, -1, -1], [0, -1, 0, -1]].sum()
+    if not ink.any() or corners < 2 or np.mean(away <= 2) < 0.25 or np.mean(np.abs(edges - paper) <= 8) < 0.4:
+        return grey
+    return np.pad(grey, 2 * wide, constant_values=paper)
 
 
 def drawn(grey: Image) -> Ink | None:
