@@ -29,11 +29,13 @@ def with_margin(grey: Image) -> Image:
         return grey
     edges = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     paper = float(np.bincount(edges.astype(np.uint8), minlength=256).argmax())
+    corners = grey[[0, 0, -1, -1], [0, -1, 0, -1]]
+    if np.mean(np.abs(edges - paper) <= 8) < 0.4 or (np.abs(corners - paper) <= 8).sum() < 2:
+        return grey  # most photos: a large one is not looked through
     away, wide = np.abs(grey - paper), max(grey.shape) // 8
-    is_paper, ink = away <= 8, away > 0.4 * away.max()
+    ink = away > 0.4 * away.max()
     ink[wide:-wide, wide:-wide] = False
-    corners = is_paper[[0, 0, -1, -1], [0, -1, 0, -1]].sum()
-    if not ink.any() or corners < 2 or np.mean(away <= 2) < 0.25 or np.mean(np.abs(edges - paper) <= 8) < 0.4:
+    if not ink.any() or np.mean(away <= 2) < 0.25:
         return grey
     return np.pad(grey, 2 * wide, constant_values=paper)
 
@@ -51,10 +53,12 @@ def drawn(grey: Image) -> Ink | None:
     if most < 8:
         return Ink(np.zeros_like(grey), 0.0)
     strength = away / most
-    between = (strength > 0.2) & (strength < 0.6)  # soft edges, else shades
-    edges = ndimage.binary_dilation(strength >= 0.6, _ROUND, iterations=1 + max(grey.shape) // 100)
-    if (between & ~edges).sum() > 0.1 * (strength >= 0.6).sum():
-        return None
+    strong = strength >= 0.6
+    between, few = (strength > 0.2) & ~strong, 0.1 * strong.sum()  # soft edges, else shades
+    if between.sum() > few:
+        near = ndimage.maximum_filter(strong.view(np.uint8), 3 + 2 * (max(grey.shape) // 30))
+        if (between & (near == 0)).sum() > few:
+            return None
     return Ink(strength, 0.0)
 
 
