@@ -27,10 +27,10 @@ SIGNS = "&%#@?+=*<>{}"
 
 def fonts_in(folder: Path) -> list[Path]:
     """The fonts of a folder that have all Latin letters."""
-    return [file for file in sorted(folder.rglob("*.[to]tf")) if _draws(file, LATIN)]
+    return [file for file in sorted(folder.rglob("*.[to]tf")) if draws(file, LATIN)]
 
 
-def _draws(file: Path, letters: str) -> bool:
+def draws(file: Path, letters: str) -> bool:
     """Whether a font has its own form for each of the letters."""
     try:
         font = ImageFont.truetype(file, 24)
@@ -172,7 +172,7 @@ def no_digits(
     fonts: list[Path], pens: list[tuple[int, Strokes]], photos: list[Image.Image], count: int, rng: Generator
 ) -> Iterator[torch.Tensor]:
     """What `prepare` sees on `count` pictures that it does not refuse by itself: uint8 [28, 28]."""
-    greek = [font for font in fonts if _draws(font, GREEK)]
+    greek = [font for font in fonts if draws(font, GREEK)]
     kinds: list[tuple[float, Callable[[], Image.Image]]] = [
         (0.40, lambda: bent(letter(rng, fonts, LATIN, 150), rng)),
         (0.15, lambda: bent(letter(rng, greek or fonts, GREEK if greek else LATIN, 150), rng)),
