@@ -35,7 +35,7 @@ def with_margin(grey: Image) -> Image:
     away, wide = np.abs(grey - paper), max(grey.shape) // 8
     ink = away > 0.4 * away.max()
     ink[wide:-wide, wide:-wide] = False
-    if not ink.any() or np.mean(away <= 2) < 0.25:
+    if not ink.any() or np.mean(away <= 2) < 0.25 or not _is_even(grey, paper):
         return grey
     return np.pad(grey, 2 * wide, constant_values=paper)
 
@@ -46,32 +46,53 @@ def drawn(grey: Image) -> Ink | None:
         return _tiny(grey)
     sample = grey[:: 1 + grey.shape[0] // 500, :: 1 + grey.shape[1] // 500]
     paper = float(np.bincount(sample.astype(np.uint8).ravel(), minlength=256).argmax())
-    if np.mean(np.abs(sample - paper) <= 8) < 0.5:
+    if np.mean(np.abs(sample - paper) <= 8) < 0.5 or not _is_even(grey, paper):
         return None
     away = np.abs(grey - paper)
     most = float(away.max())
     if most < 8:
         return Ink(np.zeros_like(grey), 0.0)
-    strength = away / most
+    edges = np.concatenate([away[0], away[-1], away[:, 0], away[:, -1]])
+    return Ink(away / most, 0.0) if np.mean(edges > 0.6 * most) < 0.15 else None  # else light that falls in
+
+
+def _is_even(grey: Image, paper: float) -> bool:
+    """Whether all that is not of the paper's grey is ink, darker or else lighter, and its soft edges: no shades."""
+    most = float(np.abs(grey - paper).max())
+    if most < 8:
+        return True
+    away = (grey - paper) / most
+    darker, lighter = int((away < -0.2).sum()), int((away > 0.2).sum())
+    if min(darker, lighter) > 0.005 * max(darker, lighter):
+        return False  # ink in the shade, and paper in the light
+    strength = np.abs(away)
+    pale, side = (strength > 0.2) & (strength < 0.8), max(grey.shape) // 6
+    if pale.sum() > side**2 and ndimage.minimum_filter(pale.view(np.uint8), side, mode="constant").any():
+        return False  # a patch of shade, wider than strokes are
     strong = strength >= 0.6
-    between, few = (strength > 0.2) & ~strong, 0.1 * strong.sum()  # soft edges, else shades
+    between, few = pale & ~strong, 0.1 * strong.sum()
     if between.sum() > few:
         near = ndimage.maximum_filter(strong.view(np.uint8), 3 + 2 * (max(grey.shape) // 30))
-        if (between & (near == 0)).sum() > few:
-            return None
-    return Ink(strength, 0.0)
+        return bool((between & (near == 0)).sum() <= few)
+    return True
 
 
 def photographed(grey: Image) -> Ink:
-    """Ink on paper in uneven light; rulings are taken off."""
+    """Dark ink on paper in uneven light; rulings are taken off."""
     grey = ndimage.gaussian_filter(grey, 0.6)
-    if _light_on_dark(grey):
-        grey = 255 - grey
-    window = int(0.2 * min(grey.shape)) | 1
-    paper = ndimage.uniform_filter(ndimage.grey_closing(grey, (window, window), mode="nearest"), 3)
+    window = max(3, int(0.2 * min(grey.shape)) | 1)
+    closed = ndimage.grey_closing(np.pad(grey, window // 2, "edge"), (window, window), mode="nearest")
+    paper = ndimage.uniform_filter(closed, 3)[window // 2 : -(window // 2), window // 2 : -(window // 2)]
     strength = np.maximum(paper - grey, 0) / np.maximum(paper, 48)
     strength = _without_rulings(strength)
     return Ink(strength, _noise(strength))
+
+
+def evened(ink: Ink) -> Ink:
+    """The same with full ink at 1, where a pen is pale."""
+    is_ink = ink.strength > max(FAINT, 5 * ink.noise)
+    level = float(np.quantile(ink.strength[is_ink], 0.9)) if is_ink.any() else 1.0
+    return Ink(np.minimum(ink.strength / level, 1), ink.noise / level)
 
 
 def _tiny(grey: Image) -> Ink:
@@ -89,7 +110,7 @@ def _tiny(grey: Image) -> Ink:
     return Ink(larger.clip(0, 1), 0.0)
 
 
-def _light_on_dark(grey: Image) -> bool:
+def is_light_on_dark(grey: Image) -> bool:
     """Whether light parts stray further than dark ones from the median around them; shadows are too wide to count."""
     small = shrunk(grey, -(-max(grey.shape) // _SMALL)) / 255
     window, stroke = (max(3, int(share * max(small.shape)) | 1) for share in (0.4, 0.2))
@@ -102,7 +123,8 @@ def _light_on_dark(grey: Image) -> bool:
 
 def _noise(strength: Image) -> float:
     """Standard deviation of paper, from neighbouring pixels: half of them differ by less."""
-    return float(np.median(np.abs(strength[:, 2:] - strength[:, :-2]))) / 0.954
+    apart = np.abs(strength[:, 2:] - strength[:, :-2])
+    return float(np.median(apart)) / 0.954 if apart.size else 0.0
 
 
 def shrunk(values: Image, step: int) -> Image:

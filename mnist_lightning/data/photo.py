@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
-from mnist_lightning.data.ink import FAINT, Ink, drawn, photographed, shrunk, with_margin
+from mnist_lightning.data.ink import FAINT, Ink, drawn, evened, is_light_on_dark, photographed, shrunk, with_margin
 
 Status = Literal["ok", "blank", "none", "number"]
 Grey = NDArray[np.float32]
@@ -119,8 +119,11 @@ _PLACES = np.arange(_SIDE, dtype=np.float32)
 def _found_in_photo(grey: Grey) -> Seen:
     """Find first, at a moderate size; then cut out and look closer, wider while ink runs out of the cut."""
     step = max(1, round(max(grey.shape) / _FIND))
+    if is_light_on_dark(shrunk(grey, step)):
+        grey = 255 - grey
     ink = photographed(shrunk(grey, step))
-    groups = _grouped(_shapes(ink, ink.strength > max(FAINT, 5 * ink.noise))[0])
+    least = max(FAINT, 5 * ink.noise, 0.2 * float(ink.strength.max()))
+    groups = _grouped(_shapes(ink, ink.strength > least)[0])
     if not groups:
         return Seen("blank")
     size = ink.strength.shape
@@ -136,17 +139,10 @@ def _found_in_photo(grey: Grey) -> Seen:
         margin = int(wider * step * best.longest) + 4
         cut = grey[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
         ink = photographed(shrunk(cut, max(1, round(max(cut.shape) / 400))))
-        seen, runs_out = _seen_in(_evened(ink), photo=True)
+        seen, runs_out = _seen_in(evened(ink), photo=True)
         if not runs_out or cut.shape == grey.shape:
             break
     return seen
-
-
-def _evened(ink: Ink) -> Ink:
-    """The same with full ink at 1, where a pen is pale."""
-    is_ink = ink.strength > max(FAINT, 5 * ink.noise)
-    level = float(np.quantile(ink.strength[is_ink], 0.9)) if is_ink.any() else 1.0
-    return Ink(np.minimum(ink.strength / level, 1), ink.noise / level)
 
 
 def _score(shape: _Shape, size: tuple[int, ...]) -> float:
@@ -218,6 +214,10 @@ def _one_digit(a: _Shape, b: _Shape) -> bool:
         return gap_y <= (0.12 if small.height > 0.4 * large.height else 0.35) * large.longest
     if small.longest < 0.45 * large.longest:
         return max(gap_x, gap_y) <= 0.2 * large.longest
+    left, right = (a, b) if a.left <= b.left else (b, a)
+    lower = min(right.top - left.top, right.bottom - left.bottom) / large.longest
+    if lower >= 0.15 and gap_y <= 0 and right.width < 0.5 * right.height:  # a 4, its second stroke by itself
+        return gap_x <= 0.12 * large.longest
     return max(gap_x, gap_y) <= 0.04 * large.longest and small.height < 0.75 * large.height
 
 

@@ -64,6 +64,9 @@ function oneDigit(a, b) {
   if (gapX <= 0 && overlap(a.left, a.right, b.left, b.right) > 0.3)
     return gapY <= (small.height > 0.4 * large.height ? 0.12 : 0.35) * large.longest;
   if (small.longest < 0.45 * large.longest) return Math.max(gapX, gapY) <= 0.2 * large.longest;
+  const [left, right] = a.left <= b.left ? [a, b] : [b, a];
+  const lower = Math.min(right.top - left.top, right.bottom - left.bottom) / large.longest;
+  if (lower >= 0.15 && gapY <= 0 && right.width < 0.5 * right.height) return gapX <= 0.12 * large.longest;
   return Math.max(gapX, gapY) <= 0.04 * large.longest && small.height < 0.75 * large.height;
 }
 

@@ -47,16 +47,16 @@ def test_dark_ink_on_a_28x28_picture_is_turned_light() -> None:
 @pytest.mark.parametrize("margin", [0, 0.1])
 def test_a_digit_that_is_cut_out_closely(dark: bool, side: int, margin: float) -> None:
     images, labels = synthetic_digits(60, seed=3)
-    alike = []
+    found = []
     for image in images[labels != 1].numpy():  # a 1 may be all ink
         rows, columns = (np.flatnonzero((image > 40).any(axis)) for axis in (1, 0))
         cut = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         size = [round(extent * side / max(cut.shape)) for extent in cut.shape[::-1]]
         cut = np.pad(Image.fromarray(cut).resize(size, Image.Resampling.BICUBIC), round(margin * side))
         seen = prepare(Image.fromarray(255 - cut if dark else cut))
-        alike.append(0 if seen.image is None else np.corrcoef(seen.image.flatten(), image.flatten())[0, 1])
-    assert np.mean(np.array(alike) > 0.6) > 0.9
-    assert np.median(alike) > 0.8
+        found.append(0 if seen.image is None else np.corrcoef(seen.image.flatten(), image.flatten())[0, 1])
+    assert np.mean(np.array(found) > 0.6) > 0.9
+    assert np.median(found) > 0.8
 
 
 def test_longest_side_is_20_and_the_mass_is_in_the_middle() -> None:
@@ -114,6 +114,40 @@ def test_a_camera_held_upright() -> None:
 def test_blank(level: int, size: tuple[int, int]) -> None:
     seen = prepare(Image.new("L", size, level))
     assert (seen.status, seen.image, seen.parts) == ("blank", None, ())
+
+
+def alike(picture: Image.Image, other: Image.Image) -> float:
+    """How the images of two pictures of one digit correlate; 0 where one is refused."""
+    one, two = prepare(picture), prepare(other)
+    return 0.0 if one.image is None else float(np.corrcoef(one.image.flatten(), two.image.flatten())[0, 1])
+
+
+def lit(picture: Image.Image, light: np.ndarray) -> Image.Image:
+    """The same drawing, in grey ink, in a light [h, w] of which 1 is that of white paper."""
+    return Image.fromarray(((60 + 0.7 * np.asarray(picture, np.float32)) * light).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("angle", range(0, 360, 45))
+@pytest.mark.parametrize("reach", [-70, 0, 70])
+@pytest.mark.parametrize("deep", [0.45, 0.7])
+def test_a_shadow_falls_on_even_paper(angle: int, reach: int, deep: float) -> None:
+    down, right = np.mgrid[:300, :260] - np.array([150, 130])[:, None, None]
+    across = right * np.cos(np.radians(angle)) + down * np.sin(np.radians(angle)) - reach
+    digit = drawing((260, 300), SEVEN, pen=8)
+    assert alike(lit(digit, deep + (1 - deep) / (1 + np.exp(across / 2))), digit) > 0.8
+
+
+@pytest.mark.parametrize("turned", range(4))
+def test_paper_is_too_bright_at_one_side(turned: int) -> None:
+    light = np.rot90(np.linspace(0.55, 1.8, 260)[None].repeat(260, 0), turned)
+    digit = drawing((260, 260), [(x, y - 20) for x, y in SEVEN], pen=8)
+    assert alike(lit(digit, np.minimum(light, 255 / 238)), digit) > 0.8
+
+
+def test_a_four_whose_strokes_do_not_touch_is_one_digit() -> None:
+    angle = [(110.0, 40.0), (60.0, 150.0), (135.0, 150.0)]
+    assert prepare(drawing((300, 300), angle, [(155.0, 110.0), (150.0, 240.0)], pen=8)).status == "ok"
+    assert prepare(drawing((300, 300), angle, [(155.0, 40.0), (150.0, 152.0)], pen=8)).status == "number"
 
 
 def test_a_row_of_digits_is_a_number() -> None:
