@@ -62,11 +62,11 @@ def known() -> dict[tuple[str, int, int], list[str]]:
 
 
 def picture(rows: dict[tuple[str, int, int], list[str]]) -> None:
-    """Accuracy over real images, a line for each recipe with and without drawn ones; bars are standard deviations."""
+    """Errors over real images, a line for each recipe with and without drawn ones; bars are standard deviations."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for recipe in dict.fromkeys(name for name, *_ in rows):
@@ -74,10 +74,12 @@ def picture(rows: dict[tuple[str, int, int], list[str]]) -> None:
             line = sorted((key[1], row) for key, row in rows.items() if key[0] == recipe and bool(key[2]) == with_drawn)
             if line:
                 sizes, cells = zip(*line, strict=True)
-                means, spread = [float(row[3]) for row in cells], [float(row[4] or 0) for row in cells]
+                errors, spread = [100 - float(row[3]) for row in cells], [float(row[4] or 0) for row in cells]
                 label = f"{recipe}{', and drawn digits' * with_drawn}"
-                axes.errorbar(sizes, means, spread, marker="o", linestyle="--" if with_drawn else "-", label=label)
-    axes.set(xscale="log", xlabel="real training images", ylabel="accuracy on MNIST's test images, %")
+                axes.errorbar(sizes, errors, spread, marker="o", linestyle="--" if with_drawn else "-", label=label)
+    axes.set(xscale="log", xlabel="real training images", yscale="log", ylabel="errors on MNIST's test images, %")
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.set_yticks([0.5, 1, 2, 5, 10, 20, 50], minor=False)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(PICTURE, dpi=100)
