@@ -13,7 +13,6 @@ Image = NDArray[np.float32]
 FAINT = 0.07  # strength below which nothing counts as ink: JPEG's ripples, a crease, the other side of the paper
 _TINY = 40  # pixels: the longest side of a picture that is no photo
 _SMALL = 48  # pixels: the longest side at which polarity is decided
-_ROUND = np.ones((3, 3), bool)  # the eight neighbours
 
 
 class Ink(NamedTuple):

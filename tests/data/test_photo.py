@@ -150,6 +150,13 @@ def test_a_four_whose_strokes_do_not_touch_is_one_digit() -> None:
     assert prepare(drawing((300, 300), angle, [(155.0, 40.0), (150.0, 152.0)], pen=8)).status == "number"
 
 
+@pytest.mark.parametrize("size", [(1, 41), (50, 3), (5, 100), (300, 9)])
+def test_narrow_pictures_are_looked_at(size: tuple[int, int]) -> None:
+    for levels in (np.linspace(0, 255, size[0] * size[1]), np.random.default_rng(0).integers(0, 255, size)):
+        seen = prepare(Image.fromarray(levels.reshape(size).astype(np.uint8)))
+        assert (seen.image is None) == (seen.status != "ok")
+
+
 def test_a_row_of_digits_is_a_number() -> None:
     strokes = [[(x + x_off, y) for x, y in SEVEN] for x_off in (0, 200, 400)]
     seen = prepare(drawing((700, 300), *strokes))
