@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from mnist_lightning.data import ink as inks
 from mnist_lightning.data.photo import prepare
 from mnist_lightning.data.synthetic import synthetic_digits
 
@@ -135,6 +136,29 @@ def test_a_shadow_falls_on_even_paper(angle: int, reach: int, deep: float) -> No
     across = right * np.cos(np.radians(angle)) + down * np.sin(np.radians(angle)) - reach
     digit = drawing((260, 300), SEVEN, pen=8)
     assert alike(lit(digit, deep + (1 - deep) / (1 + np.exp(across / 2))), digit) > 0.8
+
+
+def test_light_that_falls_into_a_corner_is_no_ink_on_even_paper() -> None:
+    lit = np.add.outer(np.arange(260), np.arange(260)) < 250
+    levels = np.where(lit & (np.asarray(drawing((260, 260), SEVEN)) > 127), 230, 100).astype(np.float32)
+    assert inks.drawn(levels) is None
+
+
+@pytest.mark.parametrize("level", [130, 170, 210])
+@pytest.mark.parametrize("squared", [False, True])
+def test_even_paper_is_ruled(level: int, squared: bool) -> None:
+    digit = drawing((300, 300), SEVEN, pen=8)
+    levels = np.asarray(digit).copy()
+    levels[7::23] = np.minimum(levels[7::23], level)
+    if squared:
+        levels[:, 11::23] = np.minimum(levels[:, 11::23], level)
+    assert alike(Image.fromarray(levels), digit) > 0.8
+
+
+@pytest.mark.parametrize("turned", range(4))
+def test_paper_that_gets_dark_towards_an_edge_is_blank(turned: int) -> None:
+    levels = np.rot90(np.linspace(70, 255, 300)[None].repeat(200, 0), turned)
+    assert prepare(Image.fromarray(levels.astype(np.uint8))).status == "blank"
 
 
 @pytest.mark.parametrize("turned", range(4))
