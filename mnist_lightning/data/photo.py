@@ -122,8 +122,7 @@ def _found_in_photo(grey: Grey) -> Seen:
     if is_light_on_dark(shrunk(grey, step)):
         grey = 255 - grey
     ink = photographed(shrunk(grey, step))
-    least = max(FAINT, 5 * ink.noise, 0.2 * float(ink.strength.max()))
-    groups = _grouped(_shapes(ink, ink.strength > least)[0])
+    groups = _grouped(_shapes(ink, ink.strength > max(FAINT, 5 * ink.noise))[0])
     if not groups:
         return Seen("blank")
     size = ink.strength.shape

@@ -138,6 +138,14 @@ def test_a_shadow_falls_on_even_paper(angle: int, reach: int, deep: float) -> No
     assert alike(lit(digit, deep + (1 - deep) / (1 + np.exp(across / 2))), digit) > 0.8
 
 
+@pytest.mark.parametrize("turned", range(4))
+def test_chalk_on_a_board_in_uneven_light(turned: int) -> None:
+    digit = drawing((260, 260), SEVEN, pen=8)
+    light = np.rot90(np.linspace(0.5, 1.0, 260)[None].repeat(260, 0), turned)
+    board = (230 - 0.7 * np.asarray(digit, np.float32)) * light
+    assert alike(Image.fromarray(board.astype(np.uint8)), digit) > 0.8
+
+
 def test_light_that_falls_into_a_corner_is_no_ink_on_even_paper() -> None:
     lit = np.add.outer(np.arange(260), np.arange(260)) < 250
     levels = np.where(lit & (np.asarray(drawing((260, 260), SEVEN)) > 127), 230, 100).astype(np.float32)
