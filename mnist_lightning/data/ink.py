@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from scipy import ndimage
 
-Image = NDArray[np.float32]
+Grey = NDArray[np.float32]
 FAINT = 0.07  # strength below which nothing counts as ink: JPEG's ripples, a crease, the other side of the paper
 _TINY = 40  # pixels: the longest side of a picture that is no photo
 _SMALL = 48  # pixels: the longest side at which polarity is decided
@@ -18,11 +19,54 @@ _SMALL = 48  # pixels: the longest side at which polarity is decided
 class Ink(NamedTuple):
     """Strength [h, w] of the ink at each pixel, and how strong paper alone comes out of noise."""
 
-    strength: Image
+    strength: Grey
     noise: float
 
 
-def with_margin(grey: Image) -> Image:
+def grey_levels(picture: Image.Image) -> Grey:
+    """Grey levels float32 [h, w] in 0 to 255, upright, as it would look on white paper."""
+    if max(picture.size) > 2400:
+        picture.draft(None, (2000, 2000))  # a JPEG is decoded at a half or a quarter
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(("I", "F")):
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+        low, high = float(values.min()), float(values.max())
+        top = next((top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top), None)
+        return values * (255 / top) if top else (values - low) * (255 / max(high - low, 1e-9))
+    if max(picture.size) > 3200:
+        picture = picture.reduce(max(picture.size) // 1600) if picture.mode not in ("P", "1") else picture
+    if not picture.has_transparency_data:
+        return np.asarray(picture.convert("L"), dtype=np.float32)
+    coloured = picture.convert("RGBA")
+    cover = np.asarray(coloured.getchannel("A"), dtype=np.float32) / 255
+    level = np.asarray(coloured.convert("RGB").convert("L"), dtype=np.float32)
+    # Where most is left out, what is there is the ink, and the paper is what it stands out from.
+    light = cover.mean() < 0.5 and cover.any() and float((level * cover).sum() / cover.sum()) > 160
+    return (level * cover + np.float32(0 if light else 255) * (1 - cover)).astype(np.float32)
+
+
+def without_frame(grey: Grey) -> Grey:
+    """The same less a frame of one grey along all four edges, as a cut-out box or a picture of a window has it."""
+    most = min(grey.shape) // 4
+    corner = grey[0, 0]
+    if max(grey.shape) <= _TINY or any(abs(line.mean() - corner) > 16 for line in (grey[-1], grey[:, 0], grey[:, -1])):
+        return grey
+    inner = grey[most:-most, most:-most]
+    paper = np.median(inner[:: 1 + most // 50, :: 1 + most // 50])
+    if abs(corner - paper) <= 64:
+        return grey
+    depths = []
+    for lines in (grey, grey[::-1], grey.T, grey.T[::-1]):
+        middle = np.median(lines[: most + 1, most : -most : 1 + most // 8], axis=1)
+        depth = int((np.abs(middle - corner) > 64).argmax())
+        if not depth or abs(middle[most] - paper) > 64 or np.mean(np.abs(lines[:depth] - corner) <= 32) < 0.9:
+            return grey
+        depths.append(depth + 1)  # and its soft edge
+    top, bottom, left, right = depths
+    return grey[top:-bottom, left:-right] if np.ptp(inner) > 64 else grey
+
+
+def with_margin(grey: Grey) -> Grey:
     """The same with paper around it, where ink on even paper is near the edges: a digit that is cut out closely."""
     if max(grey.shape) <= _TINY:
         return grey
@@ -39,7 +83,7 @@ def with_margin(grey: Image) -> Image:
     return np.pad(grey, 2 * wide, constant_values=paper)
 
 
-def drawn(grey: Image) -> Ink | None:
+def drawn(grey: Grey) -> Ink | None:
     """Ink on even paper, as on a canvas; None where it is not that: a photo, a scan, ruled paper."""
     if max(grey.shape) <= _TINY:
         return _tiny(grey)
@@ -55,7 +99,7 @@ def drawn(grey: Image) -> Ink | None:
     return Ink(away / most, 0.0) if np.mean(edges > 0.6 * most) < 0.15 else None  # else light that falls in
 
 
-def _is_even(grey: Image, paper: float) -> bool:
+def _is_even(grey: Grey, paper: float) -> bool:
     """Whether all that is not of the paper's grey is ink, darker or else lighter, and its soft edges: no shades."""
     most = float(np.abs(grey - paper).max())
     if most < 8:
@@ -76,7 +120,7 @@ def _is_even(grey: Image, paper: float) -> bool:
     return True
 
 
-def photographed(grey: Image) -> Ink:
+def photographed(grey: Grey) -> Ink:
     """Dark ink on paper in uneven light; rulings are taken off."""
     grey = ndimage.gaussian_filter(grey, 0.6)
     window = max(3, int(0.2 * min(grey.shape)) | 1)
@@ -94,7 +138,7 @@ def evened(ink: Ink) -> Ink:
     return Ink(np.minimum(ink.strength / level, 1), ink.noise / level)
 
 
-def _tiny(grey: Image) -> Ink:
+def _tiny(grey: Grey) -> Ink:
     """Ink of a picture that is too small to be a photo of paper, in pixels of which a stroke has several."""
     low, high = float(grey.min()), float(grey.max())
     if high - low < 8:
@@ -109,7 +153,7 @@ def _tiny(grey: Image) -> Ink:
     return Ink(larger.clip(0, 1), 0.0)
 
 
-def is_light_on_dark(grey: Image) -> bool:
+def is_light_on_dark(grey: Grey) -> bool:
     """Whether light parts stray further than dark ones from the median around them; shadows are too wide to count."""
     small = shrunk(grey, -(-max(grey.shape) // _SMALL)) / 255
     window, stroke = (max(3, int(share * max(small.shape)) | 1) for share in (0.4, 0.2))
@@ -120,13 +164,13 @@ def is_light_on_dark(grey: Image) -> bool:
     return float((np.maximum(light, 0) ** 3).sum()) > 3 * float((np.maximum(dark, 0) ** 3).sum())  # chalk is rare
 
 
-def _noise(strength: Image) -> float:
+def _noise(strength: Grey) -> float:
     """Standard deviation of paper, from neighbouring pixels: half of them differ by less."""
     apart = np.abs(strength[:, 2:] - strength[:, :-2])
     return float(np.median(apart)) / 0.954 if apart.size else 0.0
 
 
-def shrunk(values: Image, step: int) -> Image:
+def shrunk(values: Grey, step: int) -> Grey:
     """Means of squares of step x step pixels; what is left over at the right and bottom edge is dropped."""
     if step <= 1:
         return values
@@ -138,7 +182,7 @@ def shrunk(values: Image, step: int) -> Image:
 # ---------------------------------------------------------------------- rulings
 
 
-def _without_rulings(strength: Image) -> Image:
+def _without_rulings(strength: Grey) -> Grey:
     """Less the long thin lines of ruled and squared paper: what a digit has beyond them is left."""
     for turned in (False, True):
         lines = strength.T if turned else strength
@@ -147,7 +191,7 @@ def _without_rulings(strength: Image) -> Image:
     return strength
 
 
-def _without_rows(strength: Image) -> Image:
+def _without_rows(strength: Grey) -> Grey:
     """Less the lines that run from the left to the right edge, at a slope of up to 0.2."""
     height, width = strength.shape
     if min(height, width) < 40:
@@ -173,7 +217,7 @@ def _without_rows(strength: Image) -> Image:
     return back
 
 
-def _slope(strength: Image) -> float:
+def _slope(strength: Grey) -> float:
     """The slope along which rows differ most in strength."""
     step = max(1, max(strength.shape) // 300)
     small = np.minimum(ndimage.maximum_filter1d(strength, step, axis=0)[::step, ::step], 0.3)

@@ -1,7 +1,7 @@
 """From a picture of a digit, as people make them, to the 28 x 28 image that MNIST's makers would have made of it.
 
 Find the ink (ink.py), find the digit among it, bring its strokes to the width of MNIST's, fit it into 20 x 20 pixels
-with its aspect ratio kept, put its centre of mass into the middle of 28 x 28.
+with its aspect ratio kept, put its centre of mass into the middle of 28 x 28 (placing.py).
 """
 
 from typing import Literal, NamedTuple
@@ -9,17 +9,27 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from mnist_lightning.data.ink import FAINT, Ink, drawn, evened, is_light_on_dark, photographed, shrunk, with_margin
+from mnist_lightning.data.ink import (
+    FAINT,
+    Grey,
+    Ink,
+    drawn,
+    evened,
+    grey_levels,
+    is_light_on_dark,
+    photographed,
+    shrunk,
+    with_margin,
+    without_frame,
+)  # fmt: skip
+from mnist_lightning.data.placing import SIDE, placed
 
+Mask = NDArray[np.bool_]
 Status = Literal["ok", "blank", "none", "number"]
-Grey = NDArray[np.float32]
-_BOX, _SIDE = 20, 28  # pixels: the box that the ink fills, and the image
-_STROKE = (2.0, 3.6)  # pixels: least and greatest width of a stroke in the image; MNIST's median is 2.5
-_FINE = (80, 256)  # pixels: least and greatest longest side of a digit whose strokes are measured
 _MOST_DIGITS = 12  # in a row; more is a text
 _FIND = 640  # pixels: the longest side at which a digit is looked for
 
@@ -60,33 +70,11 @@ class _Shape(NamedTuple):
 
 def prepare(picture: Image.Image) -> Seen:
     """A picture of any mode and size, as MNIST would have it; raises OSError where its file cannot be decoded."""
-    if picture.size == (_SIDE, _SIDE) and (image := _as_it_is(picture)) is not None:
+    if picture.size == (SIDE, SIDE) and (image := _as_it_is(picture)) is not None:
         return Seen("ok", image, (image,))
-    grey = with_margin(grey_levels(picture))
+    grey = with_margin(without_frame(grey_levels(picture)))
     ink = drawn(grey)
     return _seen_in(ink, photo=False)[0] if ink else _found_in_photo(grey)
-
-
-def grey_levels(picture: Image.Image) -> Grey:
-    """Grey levels float32 [h, w] in 0 to 255, upright, as it would look on white paper."""
-    if max(picture.size) > 2400:
-        picture.draft(None, (2000, 2000))  # a JPEG is decoded at a half or a quarter
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I", "F")):
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
-        low, high = float(values.min()), float(values.max())
-        top = next((top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top), None)
-        return values * (255 / top) if top else (values - low) * (255 / max(high - low, 1e-9))
-    if max(picture.size) > 3200:
-        picture = picture.reduce(max(picture.size) // 1600) if picture.mode not in ("P", "1") else picture
-    if not picture.has_transparency_data:
-        return np.asarray(picture.convert("L"), dtype=np.float32)
-    coloured = picture.convert("RGBA")
-    cover = np.asarray(coloured.getchannel("A"), dtype=np.float32) / 255
-    level = np.asarray(coloured.convert("RGB").convert("L"), dtype=np.float32)
-    # Where most is left out, what is there is the ink, and the paper is what it stands out from.
-    light = cover.mean() < 0.5 and cover.any() and float((level * cover).sum() / cover.sum()) > 160
-    return (level * cover + np.float32(0 if light else 255) * (1 - cover)).astype(np.float32)
 
 
 def _as_it_is(picture: Image.Image) -> Tensor | None:
@@ -111,7 +99,7 @@ def as_they_are(levels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[n
     return images, like & (longest >= 12) & (longest <= 24)
 
 
-_PLACES = np.arange(_SIDE, dtype=np.float32)
+_PLACES = np.arange(SIDE, dtype=np.float32)
 
 # ---------------------------------------------------------------------- which ink is the digit
 
@@ -122,7 +110,8 @@ def _found_in_photo(grey: Grey) -> Seen:
     if is_light_on_dark(shrunk(grey, step)):
         grey = 255 - grey
     ink = photographed(shrunk(grey, step))
-    groups = _grouped(_shapes(ink, ink.strength > max(FAINT, 5 * ink.noise))[0])
+    shapes, _, around = _shapes(ink, ink.strength > max(FAINT, 5 * ink.noise))
+    groups = _grouped(shapes)
     if not groups:
         return Seen("blank")
     size = ink.strength.shape
@@ -134,6 +123,8 @@ def _found_in_photo(grey: Grey) -> Seen:
         return Seen("none")
     top, bottom = min(g.top for g in rivals) * step, max(g.bottom for g in rivals) * step
     left, right = min(g.left for g in rivals) * step, max(g.right for g in rivals) * step
+    if around.any():
+        grey = _painted_over(grey, ndimage.binary_dilation(around), step)
     for wider in (0.5, 0.8, 1.2):
         margin = int(wider * step * best.longest) + 4
         cut = grey[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
@@ -155,7 +146,7 @@ def _score(shape: _Shape, size: tuple[int, ...]) -> float:
 def _seen_in(ink: Ink, photo: bool) -> tuple[Seen, bool]:
     """What is seen where the ink is found, and whether the digit runs over an edge."""
     strength = ink.strength
-    shapes, labels = _shapes(ink, strength > 0.4)
+    shapes, labels, _ = _shapes(ink, strength > 0.4)
     if photo:  # what runs in from outside is no part of it, unless there is nothing else
         shapes = [shape for shape in shapes if not _at_edge(shape, strength.shape)] or shapes
     if not shapes:
@@ -169,11 +160,11 @@ def _seen_in(ink: Ink, photo: bool) -> tuple[Seen, bool]:
         return Seen("none"), runs_out
     if photo and len(peers) == 1 and _is_solid(np.isin(labels, main.labels), main.longest):
         return Seen("none"), runs_out
-    parts = tuple(_normalised(strength, labels, peer) for peer in peers)
+    parts = tuple(placed(_alone(strength, labels, peer)) for peer in peers)
     return (Seen("ok", *parts, parts) if len(parts) == 1 else Seen("number", None, parts)), runs_out
 
 
-def _is_solid(mask: NDArray[np.bool_], longest: int) -> bool:
+def _is_solid(mask: Mask, longest: int) -> bool:
     """Whether it is a patch rather than strokes: wider inside than any pen's."""
     return 2 * float(ndimage.distance_transform_edt(mask).max()) > 0.4 * longest
 
@@ -182,20 +173,51 @@ def _at_edge(shape: _Shape, size: tuple[int, ...]) -> bool:
     return shape.top <= 1 or shape.left <= 1 or shape.bottom >= size[0] - 1 or shape.right >= size[1] - 1
 
 
-def _shapes(ink: Ink, mask: NDArray[np.bool_]) -> tuple[list[_Shape], NDArray[np.int32]]:
-    """The connected pieces of the mask [h, w], without specks, and the number of each pixel's piece."""
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
-    if not count:
-        return [], labels
-    boxes = ndimage.find_objects(labels)
-    sides = [max(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes]
-    least = max(0.1 * max(sides), 3)
+def _shapes(ink: Ink, mask: Mask) -> tuple[list[_Shape], NDArray[np.int32], Mask]:
+    """The connected pieces of the mask [h, w], without specks and outlines; each pixel's piece; what is an outline."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    boxes = dict(enumerate(ndimage.find_objects(labels), 1))
+    sides = {number: max(_side(rows), _side(columns)) for number, (rows, columns) in boxes.items()}
+    while sides and _is_outline(largest := max(sides, key=sides.__getitem__), boxes, labels):
+        del sides[largest]
     shapes = []
-    for number, (box, side) in enumerate(zip(boxes, sides, strict=True), 1):
+    least = max(0.1 * max(sides.values(), default=0), 3)
+    for number, side in sides.items():
         if side >= least:
-            contrast = float(ink.strength[box][labels[box] == number].max())
-            shapes.append(_Shape((number,), box[0].start, box[0].stop, box[1].start, box[1].stop, contrast))
-    return shapes, labels
+            rows, columns = boxes[number]
+            contrast = float(ink.strength[rows, columns][labels[rows, columns] == number].max())
+            shapes.append(_Shape((number,), rows.start, rows.stop, columns.start, columns.stop, contrast))
+    return shapes, labels, np.isin(labels, [number for number in boxes if number not in sides])
+
+
+def _side(lines: slice) -> int:
+    return int(lines.stop - lines.start)
+
+
+def _is_outline(number: int, boxes: dict[int, tuple[slice, slice]], labels: NDArray[np.int32]) -> bool:
+    """Whether a piece is only drawn around another: a form's box, a circle; it has ink along most of its four sides."""
+    rows, columns = boxes[number]
+    least = 0.25 * min(_side(rows), _side(columns))
+    if not any(
+        max(_side(down), _side(right)) > least
+        and rows.start < down.start and down.stop < rows.stop
+        and columns.start < right.start and right.stop < columns.stop
+        for down, right in boxes.values()
+    ):  # fmt: skip
+        return False
+    own = labels[rows, columns] == number
+    sides = (own, own[::-1], own.T, own.T[::-1])
+    return all(lines[: 1 + int(0.15 * len(lines))].any(0).mean() >= 0.6 for lines in sides)
+
+
+def _painted_over(grey: Grey, mask: Mask, step: int) -> Grey:
+    """Grey levels [h, w] with the paper beside it where the mask is, of which a pixel is `step` pixels wide."""
+    rows, columns = ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
+    paper, over = (values.repeat(step, 0).repeat(step, 1) for values in (shrunk(grey, step)[rows, columns], mask))
+    painted = grey.copy()
+    part = painted[: over.shape[0], : over.shape[1]]
+    part[over] = paper[over]
+    return painted
 
 
 def _overlap(start: float, end: float, other_start: float, other_end: float) -> float:
@@ -238,62 +260,8 @@ def _grouped(shapes: list[_Shape]) -> list[_Shape]:
     return groups
 
 
-# ---------------------------------------------------------------------- as MNIST's makers placed theirs
-
-
-def _normalised(strength: Grey, labels: NDArray[np.int32], shape: _Shape) -> Tensor:
-    """uint8 [28, 28] of one shape: strokes of MNIST's width, the longest side 20, the centre of mass in the middle."""
+def _alone(strength: Grey, labels: NDArray[np.int32], shape: _Shape) -> Grey:
+    """The ink of one shape, 0 to 1 [h, w], with its soft edges and without what else is near."""
     cut = slice(max(shape.top - 1, 0), shape.bottom + 1), slice(max(shape.left - 1, 0), shape.right + 1)
     own = np.isin(labels[cut], shape.labels)
-    ink = np.where(ndimage.binary_dilation(own, np.ones((3, 3))), np.minimum(strength[cut], 1), 0)
-    return _placed(_even_strokes(_fine(np.pad(ink, 1).astype(np.float32)) > 0.4))
-
-
-def _fine(ink: Grey) -> Grey:
-    """Enlarged or reduced by a whole factor to a size at which strokes can be measured; thin ones survive."""
-    longest = max(ink.shape)
-    if longest > _FINE[1]:
-        step = -(-longest // _FINE[1])
-        padded = np.pad(ink, [(0, -side % step) for side in ink.shape])
-        return padded.reshape(padded.shape[0] // step, step, -1, step).max((1, 3))
-    times = -(-_FINE[0] // longest)
-    rows, columns = (_bilinear(side, times) for side in ink.shape)
-    return (rows @ ink @ columns.T).astype(np.float32)
-
-
-def _bilinear(side: int, times: int) -> Grey:
-    """Weights [times * side, side] of each pixel in an enlarged line."""
-    place = (np.arange(times * side) + 0.5) / times - 0.5
-    return np.maximum(1 - np.abs(place.clip(0, side - 1)[:, None] - np.arange(side)), 0).astype(np.float32)
-
-
-def _even_strokes(mask: NDArray[np.bool_]) -> Grey:
-    """Ink in 0 to 1 [h, w] of the mask, its strokes widened or thinned to what MNIST's have at a longest side of 20."""
-    padded = np.pad(mask, max(mask.shape) // 8)
-    inside, outside = ndimage.distance_transform_edt(padded), ndimage.distance_transform_edt(~padded)
-    lines = [np.flatnonzero(padded.any(axis)) for axis in (0, 1)]
-    longest = max(line[-1] - line[0] + 1 for line in lines)
-    width = 4 * (float(inside[padded].mean()) - 0.5)
-    wanted = min(max(width * _BOX / longest, _STROKE[0]), _STROKE[1])
-    grown = (wanted * longest - _BOX * width) / (2 * (_BOX - wanted))  # on each side
-    grown = max(grown, -0.5 * float(inside.max()))
-    edge = longest / _BOX  # a pixel of the image
-    return np.clip(0.5 + (grown + inside - outside) / edge, 0, 1).astype(np.float32)
-
-
-def _placed(ink: Grey) -> Tensor:
-    """uint8 [28, 28]: the ink's longest side 20 pixels, its centre of mass in the middle."""
-    lines = [np.flatnonzero((ink > 0.5).any(axis)) for axis in (1, 0)]
-    step = max(line[-1] - line[0] + 1 for line in lines) / _BOX
-    total = float(ink.sum())
-    weights = []
-    for axis in (1, 0):
-        mass = ink.sum(axis)
-        middle = float(mass @ (np.arange(len(mass)) + 0.5)) / total
-        start = middle + (np.arange(_SIDE)[:, None] - 14.5) * step  # 14.5 as MNIST's
-        pixel = np.arange(len(mass))
-        overlap = np.minimum(start + step, pixel + 1) - np.maximum(start, pixel)
-        weights.append(np.maximum(overlap, 0) / step)
-    rows, columns = weights
-    image = rows @ ink @ columns.T
-    return torch.from_numpy(np.rint(image * 255).clip(0, 255).astype(np.uint8))
+    return np.where(ndimage.binary_dilation(own, np.ones((3, 3))), np.minimum(strength[cut], 1), 0)

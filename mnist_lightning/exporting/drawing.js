@@ -1,8 +1,8 @@
 
 // ---------------------------------------------------------------- from a drawing to 28 x 28: data/photo.py, its part for
-// clean drawings, step by step with the same names
+// clean drawings, and data/placing.py, step by step with the same names
 
-const BOX = 20, SIDE = 28, STROKE = [2.0, 3.6], FINE = [80, 256];
+const BOX = 20, SIDE = 28, STROKE = [2.0, 3.6], FINE = [80, 128];
 const INK = Math.fround(0.4); // as NumPy compares float32 with it
 const plane = (height, width, data = new Float32Array(height * width)) => ({ height, width, data });
 const sum = (values) => values.reduce((a, b) => a + b, 0);
@@ -49,8 +49,27 @@ function shapesOf({ height, width, data }) { // connected pieces, also by their 
     }
     found.push(shape([number], top, bottom, left, right));
   }
-  const least = Math.max(0.1 * found.reduce((most, one) => Math.max(most, one.longest), 0), 3);
-  return { shapes: found.filter((one) => one.longest >= least), labels };
+  const left = new Set(found), largest = () => [...left].reduce((a, b) => (b.longest > a.longest ? b : a));
+  while (left.size && isOutline(largest(), found, labels, width)) left.delete(largest());
+  const least = Math.max(0.1 * [...left].reduce((most, one) => Math.max(most, one.longest), 0), 3);
+  return { shapes: [...left].filter((one) => one.longest >= least), labels };
+}
+
+function isOutline(shape, all, labels, width) { // only drawn around another; ink along most of its four sides
+  const { top, bottom, left, right } = shape;
+  const inside = (one) => top < one.top && one.bottom < bottom && left < one.left && one.right < right;
+  if (!all.some((one) => inside(one) && one.longest > 0.25 * Math.min(shape.height, shape.width))) return false;
+  const along = (count, deep, at) => { // share of `count` lines with ink in the first 15 % of `deep` pixels
+    const wide = 1 + Math.floor(0.15 * deep);
+    const has = (i) => Array.from({ length: Math.min(wide, deep) }, (_, j) => at(i, j)).some((n) => labels[n] === shape.numbers[0]);
+    return Array.from({ length: count }, (_, i) => i).filter(has).length / count;
+  };
+  const place = (y, x) => y * width + x, { height: h, width: w } = shape;
+  const shares = [
+    along(w, h, (i, j) => place(top + j, left + i)), along(w, h, (i, j) => place(bottom - 1 - j, left + i)),
+    along(h, w, (i, j) => place(top + i, left + j)), along(h, w, (i, j) => place(top + i, right - 1 - j)),
+  ];
+  return shares.every((share) => share >= 0.6);
 }
 
 function overlap(start, end, otherStart, otherEnd) {

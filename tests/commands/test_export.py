@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from samples import trained
 from torch import Tensor
 
@@ -160,7 +160,7 @@ def test_the_pages_network(browser, name: str, tmp_path: Path):
 
 
 def drawings(count: int) -> list[Image.Image]:
-    """Digits of many sizes, anywhere on white canvases, with soft and with hard edges."""
+    """Digits of many sizes, anywhere on white canvases, with soft and with hard edges, some with a box or a circle."""
     images, _ = synthetic_digits(count, seed=7)
     random, pictures = np.random.default_rng(0), []
     for i, image in enumerate(images):
@@ -169,6 +169,9 @@ def drawings(count: int) -> list[Image.Image]:
         canvas = Image.new("L", (width, height), 255)
         at = int(random.integers(0, width - side + 1)), int(random.integers(0, height - side + 1))
         canvas.paste(Image.fromarray(255 - image.numpy()).resize((side, side), Image.Resampling.BICUBIC), at)
+        if i % 10 > 6:
+            outline = ImageDraw.Draw(canvas).ellipse if i % 10 == 9 else ImageDraw.Draw(canvas).rectangle
+            outline((2, 2, width - 3, height - 3), outline=0, width=3)
         pictures.append(canvas.point(lambda level: 255 * (level > 128)) if i % 2 else canvas)
     return [picture for picture in pictures if drawn(np.asarray(picture, dtype=np.float32)) is not None]
 

@@ -200,3 +200,58 @@ def test_a_row_of_digits_is_a_number() -> None:
 def test_strokes_that_do_not_touch_are_one_digit() -> None:
     five = [(60.0, 60.0), (60.0, 140.0), (150.0, 150.0), (160.0, 230.0), (60.0, 240.0)], [(80.0, 50.0), (170.0, 45.0)]
     assert prepare(drawing((300, 300), *five)).status == "ok"
+
+
+def box(draw: ImageDraw.ImageDraw, pen: int) -> None:
+    draw.rectangle((40, 40, 400, 400), outline=0, width=pen)
+
+
+def circle(draw: ImageDraw.ImageDraw, pen: int) -> None:
+    draw.ellipse((25, 25, 415, 415), outline=0, width=pen)
+
+
+def open_box(draw: ImageDraw.ImageDraw, pen: int) -> None:
+    draw.line([(250, 40), (400, 44), (396, 398), (44, 400), (40, 46), (180, 42)], fill=0, width=pen)
+
+
+def row_of_boxes(draw: ImageDraw.ImageDraw, pen: int) -> None:
+    for left in (40, 400, 760):
+        draw.rectangle((left, 40, left + 360, 400), outline=0, width=pen)
+
+
+@pytest.mark.parametrize("outline", [box, circle, open_box, row_of_boxes])
+@pytest.mark.parametrize("pen", [3, 12])
+@pytest.mark.parametrize("turned", [0, 5])
+@pytest.mark.parametrize("seen", ["drawn", "light on dark", "photo"])
+def test_what_is_only_drawn_around_a_digit_is_left_out(outline, pen: int, turned: int, seen: str) -> None:
+    size = (1160 if outline is row_of_boxes else 440, 440)
+    digit = drawing(size, [(x + 90, y + 70) for x, y in SEVEN], pen=14)
+    around = digit.copy()
+    outline(ImageDraw.Draw(around), pen)
+    digit, around = (p.rotate(turned, Image.Resampling.BILINEAR, True, fillcolor=255) for p in (digit, around))
+    if seen == "light on dark":
+        around = Image.fromarray(255 - np.asarray(around))
+    if seen == "photo":
+        noise = np.random.default_rng(0).normal(1, 0.01, around.size[::-1])
+        around = lit(around, noise * np.linspace(0.6, 1, around.width))
+    assert alike(around, digit) > 0.9
+
+
+def test_a_zero_around_something_small_is_a_zero() -> None:
+    for corner in (0, 60):  # as on a display, and as it is written
+        zero = drawing((300, 400))
+        ImageDraw.Draw(zero).rounded_rectangle((60, 40, 240, 360), corner, outline=0, width=16)
+        dotted = zero.copy()
+        ImageDraw.Draw(dotted).ellipse((138, 188, 162, 212), fill=0)
+        assert alike(zero.crop((54, 34, 247, 367)), zero) > 0.95
+        assert alike(dotted, zero) > 0.9
+
+
+@pytest.mark.parametrize("table", [0, 60, 180])
+@pytest.mark.parametrize("place", [(40, 40), (20, 70), (5, 5)])
+def test_a_sheet_that_lies_on_a_table(table: int, place: tuple[int, int]) -> None:
+    digit = drawing((300, 300), SEVEN, pen=9)
+    picture = Image.new("L", (390, 380), table)
+    picture.paste(digit, place)
+    grainy = np.asarray(picture) + np.random.default_rng(0).normal(0, 2, (380, 390))
+    assert alike(Image.fromarray(grainy.clip(0, 255).astype(np.uint8)), digit) > 0.9
