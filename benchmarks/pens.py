@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 from scipy import ndimage
 
 Strokes = list[np.ndarray]  # of points [n, 2] in 0 to 1, y downwards
@@ -110,6 +110,38 @@ def clean(strokes: Strokes, rng: Generator) -> Image.Image:
     return Image.fromarray((255 - 255 * ink).astype(np.uint8))
 
 
+def surrounded(strokes: Strokes, rng: Generator, by: str) -> Image.Image:
+    """A drawing in a box or a circle, drawn by hand, or on a sheet on a table; half of them in uneven light."""
+    size, pen, tilt = 420, rng.uniform(3, 12), rng.uniform(-8, 8)
+    side = rng.uniform(0.35, 0.6) * size
+    ink = coverage((size, size), turned(strokes, rng), ((size - side) / 2, (size - side) / 2, side), pen)
+    drawing = Image.fromarray((255 - 255 * ink).astype(np.uint8))
+    if by == "table":
+        table = Image.new("L", (size + int(rng.integers(20, 200)), size + int(rng.integers(20, 200))), 0)
+        turned_sheet, cover = (
+            sheet.rotate(tilt, Image.Resampling.BILINEAR, expand=True)
+            for sheet in (drawing.point(lambda level: 60 + level * 0.7), Image.new("L", drawing.size, 255))
+        )
+        table.paste(int(rng.integers(10, 110)), (0, 0, *table.size))
+        room = [max(0, outer - inner) for outer, inner in zip(table.size, turned_sheet.size, strict=True)]
+        table.paste(turned_sheet, (int(rng.uniform(0, room[0] + 1)), int(rng.uniform(0, room[1] + 1))), cover)
+        drawing = table
+    else:
+        around = Image.new("L", drawing.size, 255)
+        draw = {"box": ImageDraw.Draw(around).rectangle, "circle": ImageDraw.Draw(around).ellipse}[by]
+        room = (size - side) / 2 - 1.5 * pen
+        edges = [rng.uniform(0.1, 0.9) * room if by == "box" else rng.uniform(0.05, 0.2) * room for _ in range(4)]
+        draw((edges[0], edges[1], size - edges[2], size - edges[3]), outline=0, width=max(2, round(pen)))
+        around = around.rotate(tilt, Image.Resampling.BILINEAR, expand=True, fillcolor=255)
+        drawing, inner = Image.new("L", around.size, 255), drawing
+        drawing.paste(inner, ((around.width - size) // 2, (around.height - size) // 2))
+        drawing = ImageChops.darker(drawing, around)
+    if rng.random() < 0.5:
+        return drawing
+    levels = np.asarray(drawing, np.float32) * np.linspace(*rng.uniform(0.6, 1, 2), drawing.width)
+    return Image.fromarray((levels + rng.normal(0, 3, levels.shape)).clip(0, 255).astype(np.uint8))
+
+
 def jpeg(image: Image.Image, rng: Generator) -> Image.Image:
     data = io.BytesIO()
     image.save(data, "JPEG", quality=int(rng.integers(40, 95)))
@@ -197,3 +229,8 @@ def digit_pictures(pens: list[tuple[int, Strokes]], count: int, seed: int) -> It
                 yield kind, label, photo(strokes, rng, **options)
             else:
                 yield kind, label, {"thin": thin, "small": small, "canvas": canvas}[kind](strokes, rng)
+    rng = np.random.default_rng([seed, 98])
+    for by in ("box", "circle", "table"):
+        for _ in range(count):
+            label, strokes = pens[rng.integers(len(pens))]
+            yield f"with a {by}", label, surrounded(strokes, rng, by)

@@ -108,16 +108,25 @@ def _is_even(grey: Grey, paper: float) -> bool:
     darker, lighter = int((away < -0.2).sum()), int((away > 0.2).sum())
     if min(darker, lighter) > 0.005 * max(darker, lighter):
         return False  # ink in the shade, and paper in the light
-    strength = np.abs(away)
-    pale, side = (strength > 0.2) & (strength < 0.8), max(grey.shape) // 6
-    if pale.sum() > side**2 and ndimage.minimum_filter(pale.view(np.uint8), side, mode="constant").any():
-        return False  # a patch of shade, wider than strokes are
-    strong = strength >= 0.6
+    strength, side = np.abs(away), max(grey.shape)
+    pale, strong = (strength > 0.2) & (strength < 0.8), strength >= 0.6
+    if _has_patch(pale, side // 6) or (_share_of_its_box(strong) > 0.7 and _has_patch(strong, side // 4)):
+        return False  # of shade, or a sheet on a table: wider than strokes are
     between, few = pale & ~strong, 0.1 * strong.sum()
     if between.sum() > few:
-        near = ndimage.maximum_filter(strong.view(np.uint8), 3 + 2 * (max(grey.shape) // 30))
+        near = ndimage.maximum_filter(strong.view(np.uint8), 3 + 2 * (side // 30))
         return bool((between & (near == 0)).sum() <= few)
     return True
+
+
+def _has_patch(mask: NDArray[np.bool_], side: int) -> bool:
+    """Whether a square of so many pixels a side lies in the mask."""
+    return mask.sum() >= side**2 and bool(ndimage.minimum_filter(mask.view(np.uint8), side, mode="constant").any())
+
+
+def _share_of_its_box(mask: NDArray[np.bool_]) -> float:
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return float(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean()) if len(rows) else 0.0
 
 
 def photographed(grey: Grey) -> Ink:
