@@ -47,9 +47,10 @@ def grey_levels(picture: Image.Image) -> Grey:
 
 def without_frame(grey: Grey) -> Grey:
     """The same less a frame of one grey along all four edges, as a cut-out box or a picture of a window has it."""
-    most = min(grey.shape) // 4
-    corner = grey[0, 0]
-    if max(grey.shape) <= _TINY or any(abs(line.mean() - corner) > 16 for line in (grey[-1], grey[:, 0], grey[:, -1])):
+    most, corner = min(grey.shape) // 4, grey[0, 0]
+    if max(grey.shape) <= _TINY or most < 2:
+        return grey
+    if any(abs(line.mean() - corner) > 16 for line in (grey[-1], grey[:, 0], grey[:, -1])):
         return grey
     inner = grey[most:-most, most:-most]
     paper = np.median(inner[:: 1 + most // 50, :: 1 + most // 50])
@@ -126,7 +127,7 @@ def _has_patch(mask: NDArray[np.bool_], side: int) -> bool:
 
 def _share_of_its_box(mask: NDArray[np.bool_]) -> float:
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    return float(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean()) if len(rows) else 0.0
+    return float(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean())
 
 
 def photographed(grey: Grey) -> Ink:

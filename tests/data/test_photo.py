@@ -187,6 +187,7 @@ def test_narrow_pictures_are_looked_at(size: tuple[int, int]) -> None:
     for levels in (np.linspace(0, 255, size[0] * size[1]), np.random.default_rng(0).integers(0, 255, size)):
         seen = prepare(Image.fromarray(levels.reshape(size).astype(np.uint8)))
         assert (seen.image is None) == (seen.status != "ok")
+    assert prepare(Image.new("L", size[::-1], 90)).status == "blank"
 
 
 def test_a_row_of_digits_is_a_number() -> None:
