@@ -59,19 +59,27 @@ def without_frame(grey: Grey) -> Grey:
     depths = []
     for lines in (grey, grey[::-1], grey.T, grey.T[::-1]):
         middle = np.median(lines[: most + 1, most : -most : 1 + most // 8], axis=1)
-        depth = int((np.abs(middle - corner) > 64).argmax())
-        if not depth or abs(middle[most] - paper) > 64 or np.mean(np.abs(lines[:depth] - corner) <= 32) < 0.9:
-            return grey
-        depths.append(depth + 1)  # and its soft edge
-    top, bottom, left, right = depths
-    return grey[top:-bottom, left:-right] if np.ptp(inner) > 64 else grey
+        depths.append(int((np.abs(middle - corner) > 64).argmax()) + 1)  # and its soft edge
+    if min(depths) == 1:
+        return grey
+    for more in range(0, most // 3, 1 + most // 24):  # further in where the frame is not level
+        top, bottom, left, right = (depth + more for depth in depths)
+        inside = grey[top:-bottom, left:-right]
+        if np.mean(np.abs(_edges(inside) - paper) <= 64) >= 0.95:
+            break
+    else:
+        return grey
+    outside = np.sum(np.abs(grey - corner) <= 64) - np.sum(np.abs(inside - corner) <= 64)
+    # How much is as it should be, of the frame and of what is in it: less of a thick 8, which has paper in its middle.
+    fits = outside / (grey.size - inside.size) + np.mean(np.abs(inside - paper) <= 64)
+    return inside if fits > 1.6 and np.ptp(inside) > 64 else grey
 
 
 def with_margin(grey: Grey) -> Grey:
     """The same with paper around it, where ink on even paper is near the edges: a digit that is cut out closely."""
     if max(grey.shape) <= _TINY:
         return grey
-    edges = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    edges = _edges(grey)
     paper = float(np.bincount(edges.astype(np.uint8), minlength=256).argmax())
     corners = grey[[0, 0, -1, -1], [0, -1, 0, -1]]
     if np.mean(np.abs(edges - paper) <= 8) < 0.4 or (np.abs(corners - paper) <= 8).sum() < 2:
@@ -96,8 +104,12 @@ def drawn(grey: Grey) -> Ink | None:
     most = float(away.max())
     if most < 8:
         return Ink(np.zeros_like(grey), 0.0)
-    edges = np.concatenate([away[0], away[-1], away[:, 0], away[:, -1]])
-    return Ink(away / most, 0.0) if np.mean(edges > 0.6 * most) < 0.15 else None  # else light that falls in
+    # Else light that falls in.
+    return Ink(away / most, 0.0) if np.mean(_edges(away) > 0.6 * most) < 0.15 else None
+
+
+def _edges(values: Grey) -> Grey:
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
 
 
 def _is_even(grey: Grey, paper: float) -> bool:

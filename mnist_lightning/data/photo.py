@@ -110,7 +110,7 @@ def _found_in_photo(grey: Grey) -> Seen:
     if is_light_on_dark(shrunk(grey, step)):
         grey = 255 - grey
     ink = photographed(shrunk(grey, step))
-    shapes, _, around = _shapes(ink, ink.strength > max(FAINT, 5 * ink.noise))
+    shapes, labels, around = _shapes(ink, ink.strength > max(FAINT, 5 * ink.noise))
     groups = _grouped(shapes)
     if not groups:
         return Seen("blank")
@@ -124,7 +124,9 @@ def _found_in_photo(grey: Grey) -> Seen:
     top, bottom = min(g.top for g in rivals) * step, max(g.bottom for g in rivals) * step
     left, right = min(g.left for g in rivals) * step, max(g.right for g in rivals) * step
     if around.any():
-        grey = _painted_over(grey, ndimage.binary_dilation(around), step)
+        parts, _ = ndimage.label(~ndimage.binary_dilation(around, iterations=2))  # and its soft edges
+        within = np.bincount(parts[labels == best.labels[0]], minlength=2)[1:].argmax() + 1
+        grey = _painted_over(grey, parts != within, step)
     for wider in (0.5, 0.8, 1.2):
         margin = int(wider * step * best.longest) + 4
         cut = grey[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
@@ -195,7 +197,10 @@ def _side(lines: slice) -> int:
 
 
 def _is_outline(number: int, boxes: dict[int, tuple[slice, slice]], labels: NDArray[np.int32]) -> bool:
-    """Whether a piece is only drawn around another: a form's box, a circle; it has ink along most of its four sides."""
+    """Whether a piece is only drawn around another: a form's box, a circle; it has ink along most of each side.
+
+    That of a sheet may run out of the picture.
+    """
     rows, columns = boxes[number]
     least = 0.25 * min(_side(rows), _side(columns))
     if not any(
@@ -207,11 +212,14 @@ def _is_outline(number: int, boxes: dict[int, tuple[slice, slice]], labels: NDAr
         return False
     own = labels[rows, columns] == number
     sides = (own, own[::-1], own.T, own.T[::-1])
-    return all(lines[: 1 + int(0.15 * len(lines))].any(0).mean() >= 0.6 for lines in sides)
+    room = rows.start, len(labels) - rows.stop, columns.start, labels.shape[1] - columns.stop
+    return all(
+        lines[: 1 + int(0.15 * len(lines))].any(0).mean() >= 0.6 for lines, far in zip(sides, room, strict=True) if far
+    )
 
 
 def _painted_over(grey: Grey, mask: Mask, step: int) -> Grey:
-    """Grey levels [h, w] with the paper beside it where the mask is, of which a pixel is `step` pixels wide."""
+    """Grey levels [h, w] with what is beside it where the mask is, of which a pixel is `step` pixels wide."""
     rows, columns = ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
     paper, over = (values.repeat(step, 0).repeat(step, 1) for values in (shrunk(grey, step)[rows, columns], mask))
     painted = grey.copy()

@@ -50,12 +50,12 @@ function shapesOf({ height, width, data }) { // connected pieces, also by their 
     found.push(shape([number], top, bottom, left, right));
   }
   const left = new Set(found), largest = () => [...left].reduce((a, b) => (b.longest > a.longest ? b : a));
-  while (left.size && isOutline(largest(), found, labels, width)) left.delete(largest());
+  while (left.size && isOutline(largest(), found, labels, height, width)) left.delete(largest());
   const least = Math.max(0.1 * [...left].reduce((most, one) => Math.max(most, one.longest), 0), 3);
   return { shapes: [...left].filter((one) => one.longest >= least), labels };
 }
 
-function isOutline(shape, all, labels, width) { // only drawn around another; ink along most of its four sides
+function isOutline(shape, all, labels, height, width) { // only drawn around another; ink along most of each side
   const { top, bottom, left, right } = shape;
   const inside = (one) => top < one.top && one.bottom < bottom && left < one.left && one.right < right;
   if (!all.some((one) => inside(one) && one.longest > 0.25 * Math.min(shape.height, shape.width))) return false;
@@ -65,11 +65,13 @@ function isOutline(shape, all, labels, width) { // only drawn around another; in
     return Array.from({ length: count }, (_, i) => i).filter(has).length / count;
   };
   const place = (y, x) => y * width + x, { height: h, width: w } = shape;
-  const shares = [
-    along(w, h, (i, j) => place(top + j, left + i)), along(w, h, (i, j) => place(bottom - 1 - j, left + i)),
-    along(h, w, (i, j) => place(top + i, left + j)), along(h, w, (i, j) => place(top + i, right - 1 - j)),
+  const sides = [
+    [top, () => along(w, h, (i, j) => place(top + j, left + i))],
+    [height - bottom, () => along(w, h, (i, j) => place(bottom - 1 - j, left + i))],
+    [left, () => along(h, w, (i, j) => place(top + i, left + j))],
+    [width - right, () => along(h, w, (i, j) => place(top + i, right - 1 - j))],
   ];
-  return shares.every((share) => share >= 0.6);
+  return sides.every(([room, share]) => !room || share() >= 0.6); // it may run out of the picture
 }
 
 function overlap(start, end, otherStart, otherEnd) {

@@ -248,11 +248,51 @@ def test_a_zero_around_something_small_is_a_zero() -> None:
         assert alike(dotted, zero) > 0.9
 
 
+def test_a_piece_in_the_corner_of_another_is_no_digit_in_an_outline() -> None:
+    four = [[(110.0, 40.0), (60.0, 170.0), (230.0, 170.0)], [(170.0, 90.0), (170.0, 162.0)]]
+    touching = [four[0], [(170.0, 90.0), (170.0, 178.0)]]
+    assert alike(drawing((300, 300), *four, pen=8), drawing((300, 300), *touching, pen=8)) > 0.95
+
+
+def test_what_lies_beside_an_outline_is_not_all_there_is() -> None:
+    for at, size in (((150, 60), (700, 300)), ((60, 150), (300, 700))):
+        beside = drawing(size, [(at[0] + x * 0.6, at[1] + y * 0.6) for x, y in SEVEN])
+        left, top = (350, 60) if size[0] > size[1] else (50, 350)
+        ImageDraw.Draw(beside).ellipse((left, top, left + 180, top + 200), outline=0, width=10)
+        assert prepare(beside).status != "ok"
+
+
 @pytest.mark.parametrize("table", [0, 60, 180])
 @pytest.mark.parametrize("place", [(40, 40), (20, 70), (5, 5)])
-def test_a_sheet_that_lies_on_a_table(table: int, place: tuple[int, int]) -> None:
+@pytest.mark.parametrize("turned", [0, 6])
+@pytest.mark.parametrize("grain", [0, 2])
+@pytest.mark.parametrize("enlarged", [1, 1.7])
+def test_a_sheet_that_lies_on_a_table(
+    table: int, place: tuple[int, int], turned: int, grain: int, enlarged: float
+) -> None:
     digit = drawing((300, 300), SEVEN, pen=9)
+    sheet, cover = (
+        picture.rotate(turned, Image.Resampling.BILINEAR, expand=True)
+        for picture in (digit, Image.new("L", (300, 300), 255))
+    )
     picture = Image.new("L", (390, 380), table)
-    picture.paste(digit, place)
-    grainy = np.asarray(picture) + np.random.default_rng(0).normal(0, 2, (380, 390))
-    assert alike(Image.fromarray(grainy.clip(0, 255).astype(np.uint8)), digit) > 0.9
+    picture.paste(sheet, place, cover)
+    picture = picture.resize([int(side * enlarged) for side in picture.size], Image.Resampling.BICUBIC)
+    levels = np.asarray(picture) + np.random.default_rng(0).normal(0, grain, picture.size[::-1])
+    seen = prepare(Image.fromarray(levels.clip(0, 255).astype(np.uint8)))
+    assert seen.image is not None
+    expected = prepare(digit.rotate(turned, Image.Resampling.BILINEAR, fillcolor=255)).image
+    assert np.corrcoef(seen.image.flatten(), expected.flatten())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_thick_digit_in_a_narrow_margin_is_no_sheet_on_a_table(dark: bool) -> None:
+    one = drawing((90, 260), [(45.0, 20.0), (45.0, 240.0)], pen=36)
+    eight = drawing((200, 260))
+    for box in ((40, 16, 160, 130), (24, 112, 176, 244)):
+        ImageDraw.Draw(eight).ellipse(box, outline=0, width=44)
+    for digit, size in ((one, (400, 400)), (eight, (500, 500))):
+        wide = Image.new("L", size, 255)
+        wide.paste(digit, (120, 80))
+        near = Image.fromarray(255 - np.asarray(digit)) if dark else digit
+        assert alike(near, wide) > 0.95
