@@ -37,6 +37,22 @@ def wrong(*words: object) -> str:
     return str(raised.value)
 
 
+class Counts(MLP):
+    """Its hints are what typing makes of `int | float` once somebody has written `float | int`."""
+
+    def __init__(self, share: float | int | None = None, other: float | int = 2.0) -> None:
+        super().__init__()
+
+
+def test_a_whole_number_stays_one():
+    config = read("--model", f"{__name__}.Counts", "--model.share", 1, "--model.other", "1.0")
+    assert [type(config.model.arguments()[name]) for name in ("share", "other")] == [int, float]
+    for flag in ("limit_train_batches", "limit_test_batches", "overfit_batches", "val_check_interval"):
+        for value, kind in ((1, int), ("1", int), ("1.0", float), (1.0, float), (0.5, float)):
+            made = read(f"--trainer.{flag}", value).trainer.arguments()[flag]
+            assert (made, type(made)) == (float(value), kind)
+
+
 # ---------------------------------------------------------------------- merged in order
 
 

@@ -103,8 +103,9 @@ def test_limits_are_told_in_the_result(fit, cli):
     """They count batches of the training's size."""
     fit()
     assert outcome("mlp")["images"] == 100
-    assert cli("test", "--trainer.limit_test_batches", 2).status == 0
-    assert outcome("mlp")["images"] == 64
+    for limit, images in ((2, 64), (1, 32), ("1.0", 100)):
+        assert cli("test", "--trainer.limit_test_batches", limit).status == 0
+        assert outcome("mlp")["images"] == images
     assert cli("predict", "--trainer.limit_predict_batches", 2).status == 0
     assert len((RUNS / "mlp" / "predictions.csv").read_text().splitlines()) == 65
 
