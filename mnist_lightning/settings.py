@@ -190,7 +190,7 @@ def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
         add("--seed", type=int, default=0, help="Seed of weights, order and dropout.")
         members = "Train so many networks one after the other, from --seed on; test averages them."
         add("--seeds", type=int | None, default=None, help=members)
-        add("--folds", type=int | None, default=None, help="Train so many, each validated on another share of the images.")
+        add("--folds", type=int | None, default=None, help="Train so many, each validated on another part of the data.")
         how = "How optimizer steps are taken: eager; graph: recorded and replayed, on a GPU (its default); compiled: "
         how += "several at once, on a CPU; auto: what is faster in the end."
         add("--loop.step", type=Literal["eager", "graph", "compiled", "auto"] | None, default=None, help=how)
