@@ -253,6 +253,7 @@ def test_two_threads_train_one_after_the_other(unchanged, settings, capsys):
     assert {str(result.run) for result in both} == {"checkpoints/simple_mlp-2", "checkpoints/simple_mlp-3"}
 
 
+@pytest.mark.slow
 def test_a_command_inside_another_does_not_wait(cli, settings):
     class Reports(Callback):
         def on_train_end(self, *args: Any) -> None:

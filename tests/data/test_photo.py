@@ -265,8 +265,7 @@ def test_what_lies_beside_an_outline_is_not_all_there_is() -> None:
 @pytest.mark.parametrize("table", [0, 60, 180])
 @pytest.mark.parametrize("place", [(40, 40), (20, 70), (5, 5)])
 @pytest.mark.parametrize("turned", [0, 6])
-@pytest.mark.parametrize("grain", [0, 2])
-@pytest.mark.parametrize("enlarged", [1, 1.7])
+@pytest.mark.parametrize(("grain", "enlarged"), [(0, 1), (2, 1), (0, 1.7)])
 def test_a_sheet_that_lies_on_a_table(
     table: int, place: tuple[int, int], turned: int, grain: int, enlarged: float
 ) -> None:

@@ -58,6 +58,7 @@ def test_ranks_with_the_same_global_batch_are_one_process_within_tolerance(start
     same_training(tmp_path / "runs" / "one", tmp_path / "runs" / "many")
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_larger_than_the_data(start, ranks, tmp_path):
     ended(start("fit", *SGD, "--data.batch_size", 400, "--run", "one"))
     ended(*ranks(2, "fit", *SGD, "--data.batch_size", 200, "--run", "many"))

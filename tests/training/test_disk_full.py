@@ -98,6 +98,7 @@ def test_best_ckpt_is_only_another_name_and_needs_no_room(start, small_disk):
     ended(start("fit", *BIG, "--run", "a"))
 
 
+@pytest.mark.slow
 def test_no_room_for_best_ckpt_where_files_have_one_name_only(start, small_disk, undisturbed, tmp_path):
     """On a file system without hard links best.ckpt is a copy."""
     words = [*BIG, "--checkpoint.every_n_steps", "null"]
@@ -113,6 +114,7 @@ def test_no_room_for_best_ckpt_where_files_have_one_name_only(start, small_disk,
     same_run(runs / "a", whole)
 
 
+@pytest.mark.slow
 def test_no_room_for_a_row_of_metrics_csv(start, small_disk, undisturbed, tmp_path):
     words = [*BIG, "--checkpoint.every_n_steps", "null", "--trainer.log_every_n_steps", "1"]
     whole = undisturbed(start, *words)
@@ -132,6 +134,7 @@ def test_no_room_for_a_row_of_metrics_csv(start, small_disk, undisturbed, tmp_pa
     same_run(runs / "a", whole)
 
 
+@pytest.mark.slow
 def test_without_room_for_the_table_and_tensorboard_it_trains_to_the_end(start, small_disk, tmp_path):
     """Room that only checkpoints find, which replace older ones."""
     runs = small_disk(14_000)
@@ -158,6 +161,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk_without_mounting(start, tmp_path):
     failed_with_one_line(process, "last.ckpt")
 
 
+@pytest.mark.slow
 def test_both_processes_stop_when_the_disk_of_the_first_is_full(ranks, small_disk):
     runs = small_disk(14_000)
     words = [*BIG, "--data.batch_size", "5", "--run", "a"]

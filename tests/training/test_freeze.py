@@ -48,6 +48,7 @@ def test_what_cannot_be_frozen(patterns, told):
         freeze(network(), patterns)
 
 
+@pytest.mark.slow
 def test_frozen_layers_keep_weights_and_statistics_also_when_resumed(cli, tiny_mnist, tmp_path):
     net = shlex.split("--model CNN --model.channels [2,2] --model.hidden [8] --model.order [conv,norm,activation,pool]")
     net += ["--model.optimizer_args", "{weight_decay: 0.1}", "--data.root", str(tiny_mnist)]

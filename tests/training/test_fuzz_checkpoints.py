@@ -325,6 +325,7 @@ def test_mutated_checkpoints_of_a_plain_trainer(good, tmp_path):
     assert 0 < loaded < N
 
 
+@pytest.mark.slow
 def test_wrong_entries_when_a_run_is_resumed(cli, canary, tmp_path, tiny_mnist):
     """A resume reads more than the weights: positions, optimizer, scheduler, metrics, callbacks."""
     words = ("--data.root", tiny_mnist, "--trainer.max_epochs", 1, "--run", "a")

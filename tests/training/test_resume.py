@@ -58,6 +58,7 @@ def test_a_kill_with_validations_inside_the_epoch_changes_nothing(start, undistu
     same_run(tmp_path / "runs" / "a", whole)
 
 
+@pytest.mark.slow
 def test_without_validation_images_best_is_the_last_even_after_a_kill_at_the_very_end(start, undisturbed, tmp_path):
     words = (*NET, "--data.val_size", "0")
     whole = undisturbed(start, *words)
@@ -65,6 +66,7 @@ def test_without_validation_images_best_is_the_last_even_after_a_kill_at_the_ver
     same_run(tmp_path / "runs" / "a", whole)
 
 
+@pytest.mark.slow
 def test_max_steps_inside_an_epoch_then_more(start, undisturbed, tmp_path):
     """Stopped by max_steps at 26 and at 31, then going on, it is the run of 72 steps."""
     whole = undisturbed(start, *NET)

@@ -37,6 +37,7 @@ def test_a_signal_loses_no_step(start, tmp_path):
     assert read_checkpoint(tmp_path / "runs" / "a" / "last.ckpt")["global_step"] == 36
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(start, undisturbed, tmp_path):
     twice = (signal.SIGINT, signal.SIGINT)
     ended(start("fit", *NET, *RARE, "--run", "a", moment="step", number=36, signals=twice), status=130)
@@ -115,6 +116,7 @@ def test_sigusr1_requeues_and_the_job_goes_on_by_itself(start, undisturbed, slur
     same_run(run, undisturbed(start, *NET))
 
 
+@pytest.mark.slow
 def test_a_restarted_job_leaves_the_runs_of_others_alone(start, slurm, tmp_path):
     """Job 78 was cut off before it had made a folder: its restart begins; it does not go on with job 77's run."""
     words = ("fit", *NET, "--trainer.max_epochs", "1")
