@@ -50,7 +50,7 @@ def without_frame(grey: Grey) -> Grey:
     most, corner = min(grey.shape) // 4, grey[0, 0]
     if max(grey.shape) <= _TINY or most < 2:
         return grey
-    if any(abs(line.mean() - corner) > 16 for line in (grey[-1], grey[:, 0], grey[:, -1])):
+    if any(abs(line.mean() - corner) > 40 for line in (grey[-1], grey[:, 0], grey[:, -1])):
         return grey
     inner = grey[most:-most, most:-most]
     paper = np.median(inner[:: 1 + most // 50, :: 1 + most // 50])

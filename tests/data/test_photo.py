@@ -284,9 +284,23 @@ def test_a_sheet_that_lies_on_a_table(
     assert np.corrcoef(seen.image.flatten(), expected.flatten())[0, 1] > 0.9
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sheet_that_is_turned_on_a_table_of_wood(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grain = np.cumsum(random.normal(0, 2, (700, 1)), 0) % 40 + 90
+    table = Image.fromarray((grain + random.normal(0, 6, (700, 700))).astype(np.uint8))
+    digit = drawing((400, 400), [(x * 1.3, y * 1.3) for x, y in SEVEN])
+    sheet, cover = (
+        picture.rotate(7, Image.Resampling.BILINEAR, expand=True)
+        for picture in (digit, Image.new("L", digit.size, 255))
+    )
+    table.paste(sheet, (120, 100), cover)
+    assert alike(table, digit.rotate(7, Image.Resampling.BILINEAR, fillcolor=255)) > 0.9
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_thick_digit_in_a_narrow_margin_is_no_sheet_on_a_table(dark: bool) -> None:
-    one = drawing((90, 260), [(45.0, 20.0), (45.0, 240.0)], pen=36)
+    one = drawing((60, 260), [(30.0, 8.0), (30.0, 252.0)], pen=36)
     eight = drawing((200, 260))
     for box in ((40, 16, 160, 130), (24, 112, 176, 244)):
         ImageDraw.Draw(eight).ellipse(box, outline=0, width=44)
