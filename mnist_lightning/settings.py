@@ -146,17 +146,6 @@ def _add_class(parser: Any, flag: str, kind: type) -> Any:
     for name, parameter in inspect.signature(kind).parameters.items():
         if parameter.default is parameter.empty and f"--{flag}.{name}" in flags:
             flags[f"--{flag}.{name}"].required = True  # also where it has no type
-    return _whole_numbers_first(parser)
-
-
-def _whole_numbers_first(parser: Any) -> Any:
-    """Tries int before float: 1 is one batch, 1.0 all of them. typing may give an equal union, written elsewhere."""
-    for action in _flags(parser).values():
-        kinds = list(get_args(action._typehint))
-        if int in kinds and float in kinds:
-            kinds.remove(int)
-            kinds.insert(kinds.index(float), int)
-            action._typehint = Union[tuple(kinds)]  # noqa: UP007
     return parser
 
 
@@ -190,19 +179,20 @@ def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
         add("--seed", type=int, default=0, help="Seed of weights, order and dropout.")
         members = "Train so many networks one after the other, from --seed on; test averages them."
         add("--seeds", type=int | None, default=None, help=members)
-        add("--folds", type=int | None, default=None, help="Train so many, each validated on another part of the data.")
+        folds = "Train so many networks, each validated on another share of the training images."
+        add("--folds", type=int | None, default=None, help=folds)
         how = "How optimizer steps are taken: eager; graph: recorded and replayed, on a GPU (its default); compiled: "
         how += "several at once, on a CPU; auto: what is faster in the end."
         add("--loop.step", type=Literal["eager", "graph", "compiled", "auto"] | None, default=None, help=how)
         seconds = "Write last.ckpt this often inside an epoch; it is written at epochs' ends anyway."
         add("--checkpoint.every_n_seconds", type=float | None, default=30.0, help=seconds)
-        add("--checkpoint.every_n_steps", type=int | None, default=None, help="Also after so many optimizer steps.")
+        steps = "Write last.ckpt after so many optimizer steps, too."
+        add("--checkpoint.every_n_steps", type=int | None, default=None, help=steps)
     for flag, kind in classes.items():
         _add_class(parser, flag, kind)
     if command != "convert":
         parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"callbacks", "logger", "plugins"})
         several = "A class's name or import path, its settings after a dot, more with +; or a list, as in YAML"
-        _whole_numbers_first(parser)
         add("--trainer.callbacks", type=Any, default=None, help=f"{several}.")
         add("--trainer.logger", type=Any, default=None, help=f"{several}. false: none but metrics.csv.")
         parser.set_defaults(FIT_DEFAULTS if command == "fit" else DEFAULTS)
@@ -243,6 +233,13 @@ def _checked(parser: Any, settings: Mapping[str, Any]) -> Any:
     for flag, action in flags.items():
         if action.required and action.dest not in settings:
             raise BadSetting(f"{flag} is missing; see --help")
+        kinds = list(get_args(action._typehint))
+        if int in kinds and float in kinds:
+            # 1 is one batch where 1.0 is all of them, and the parser takes what fits first; typing may have handed out
+            # an equal union, in which another module has them the other way round.
+            kinds.remove(int)
+            kinds.insert(kinds.index(float), int)
+            action._typehint = Union[tuple(kinds)]  # noqa: UP007
     try:
         config = parser.parse_object(dict(settings))
     except ArgumentError as error:

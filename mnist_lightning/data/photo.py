@@ -110,7 +110,7 @@ def _found_in_photo(grey: Grey) -> Seen:
     if is_light_on_dark(shrunk(grey, step)):
         grey = 255 - grey
     ink = photographed(shrunk(grey, step))
-    shapes, labels, around = _shapes(ink, ink.strength > max(FAINT, 5 * ink.noise))
+    shapes, labels, outlines = _shapes(ink, ink.strength > max(FAINT, 5 * ink.noise))
     groups = _grouped(shapes)
     if not groups:
         return Seen("blank")
@@ -123,10 +123,11 @@ def _found_in_photo(grey: Grey) -> Seen:
         return Seen("none")
     top, bottom = min(g.top for g in rivals) * step, max(g.bottom for g in rivals) * step
     left, right = min(g.left for g in rivals) * step, max(g.right for g in rivals) * step
-    if around.any():
-        parts, _ = ndimage.label(~ndimage.binary_dilation(around, iterations=2))  # and its soft edges
-        within = np.bincount(parts[labels == best.labels[0]], minlength=2)[1:].argmax() + 1
-        grey = _painted_over(grey, parts != within, step)
+    if outlines:
+        around = ndimage.binary_dilation(np.isin(labels, outlines), iterations=2)  # and its soft edges
+        parts, _ = ndimage.label(~around)
+        within = [np.bincount(parts[labels == g.labels[0]], minlength=2)[1:].argmax() + 1 for g in rivals]
+        grey = _painted_over(grey, ~np.isin(parts, within), step)
     for wider in (0.5, 0.8, 1.2):
         margin = int(wider * step * best.longest) + 4
         cut = grey[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
@@ -175,12 +176,14 @@ def _at_edge(shape: _Shape, size: tuple[int, ...]) -> bool:
     return shape.top <= 1 or shape.left <= 1 or shape.bottom >= size[0] - 1 or shape.right >= size[1] - 1
 
 
-def _shapes(ink: Ink, mask: Mask) -> tuple[list[_Shape], NDArray[np.int32], Mask]:
-    """The connected pieces of the mask [h, w], without specks and outlines; each pixel's piece; what is an outline."""
+def _shapes(ink: Ink, mask: Mask) -> tuple[list[_Shape], NDArray[np.int32], list[int]]:
+    """The connected pieces of the mask [h, w], without specks and outlines; each pixel's piece; which are outlines."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     boxes = dict(enumerate(ndimage.find_objects(labels), 1))
     sides = {number: max(_side(rows), _side(columns)) for number, (rows, columns) in boxes.items()}
+    outlines = []
     while sides and _is_outline(largest := max(sides, key=sides.__getitem__), boxes, labels):
+        outlines.append(largest)
         del sides[largest]
     shapes = []
     least = max(0.1 * max(sides.values(), default=0), 3)
@@ -189,7 +192,7 @@ def _shapes(ink: Ink, mask: Mask) -> tuple[list[_Shape], NDArray[np.int32], Mask
             rows, columns = boxes[number]
             contrast = float(ink.strength[rows, columns][labels[rows, columns] == number].max())
             shapes.append(_Shape((number,), rows.start, rows.stop, columns.start, columns.stop, contrast))
-    return shapes, labels, np.isin(labels, [number for number in boxes if number not in sides])
+    return shapes, labels, outlines
 
 
 def _side(lines: slice) -> int:
@@ -211,6 +214,11 @@ def _is_outline(number: int, boxes: dict[int, tuple[slice, slice]], labels: NDAr
     ):  # fmt: skip
         return False
     own = labels[rows, columns] == number
+    if _side(columns) < 0.85 * _side(rows):  # a box has corners; else it is a 0 with a dot or a stroke in it
+        deep = 1 + int(0.1 * _side(columns))
+        ends = slice(deep), slice(-deep, None)
+        if not all(own[down, right].any() for down in ends for right in ends):
+            return False
     sides = (own, own[::-1], own.T, own.T[::-1])
     room = rows.start, len(labels) - rows.stop, columns.start, labels.shape[1] - columns.stop
     return all(

@@ -65,6 +65,12 @@ function isOutline(shape, all, labels, height, width) { // only drawn around ano
     return Array.from({ length: count }, (_, i) => i).filter(has).length / count;
   };
   const place = (y, x) => y * width + x, { height: h, width: w } = shape;
+  if (w < 0.85 * h) { // a box has corners; else it is a 0 with a dot or a stroke in it
+    const deep = 1 + Math.floor(0.1 * w), square = Array.from({ length: deep * deep }, (_, i) => [(i / deep) | 0, i % deep]);
+    const ends = [[top, left], [top, right - deep], [bottom - deep, left], [bottom - deep, right - deep]];
+    const inked = ([y, x]) => square.some(([v, u]) => labels[place(y + v, x + u)] === shape.numbers[0]);
+    if (!ends.every(inked)) return false;
+  }
   const sides = [
     [top, () => along(w, h, (i, j) => place(top + j, left + i))],
     [height - bottom, () => along(w, h, (i, j) => place(bottom - 1 - j, left + i))],

@@ -62,8 +62,8 @@ def test_the_mean_is_used_by_all_that_read(fit, cli, tiny_digits):
     assert cli("validate", "--run", "seed-0", "--trainer.default_root_dir", "checkpoints/a").status == 0
 
 
-@pytest.mark.parametrize("again", [["--ckpt_path", "last"], pytest.param(["--seeds", 3], marks=pytest.mark.slow)])
 @pytest.mark.slow
+@pytest.mark.parametrize("again", [["--ckpt_path", "last"], ["--seeds", 3]])
 def test_a_killed_one_goes_on(fit, cli, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: list):
     fit("--run", "whole", "--seeds", 3)
     steps = iter(range(100))

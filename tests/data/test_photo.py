@@ -248,6 +248,34 @@ def test_a_zero_around_something_small_is_a_zero() -> None:
         assert alike(dotted, zero) > 0.9
 
 
+@pytest.mark.parametrize("seen", ["drawn", "photo"])
+def test_digits_in_boxes_side_by_side_are_a_number(seen: str) -> None:
+    strokes = [[(x + left, y + 70) for x, y in SEVEN] for left in (90, 450)]
+    digits = drawing((1160, 440), *strokes, pen=14)
+    boxes = digits.copy()
+    row_of_boxes(ImageDraw.Draw(boxes), 6)
+    if seen == "photo":
+        boxes = lit(
+            boxes, np.random.default_rng(0).normal(1, 0.01, boxes.size[::-1]) * np.linspace(0.6, 1, boxes.width)
+        )
+    found = prepare(boxes)
+    assert (found.status, len(found.parts)) == ("number", 2)
+    for part, expected in zip(found.parts, prepare(digits).parts, strict=True):
+        assert np.corrcoef(part.flatten(), expected.flatten())[0, 1] > 0.9
+
+
+def test_a_stroke_in_a_tall_zero_is_part_of_it_and_a_box_may_be_tall() -> None:
+    zero = drawing((300, 400))
+    ImageDraw.Draw(zero).ellipse((60, 40, 240, 360), outline=0, width=14)
+    slashed = zero.copy()
+    ImageDraw.Draw(slashed).line((110, 280, 190, 120), fill=0, width=12)
+    assert alike(slashed, zero) > 0.8
+    seven = drawing((300, 400), [(x + 20, y + 50) for x, y in SEVEN])
+    boxed = seven.copy()
+    ImageDraw.Draw(boxed).rectangle((30, 20, 270, 380), outline=0, width=8)
+    assert alike(boxed, seven) > 0.95
+
+
 def test_a_piece_in_the_corner_of_another_is_no_digit_in_an_outline() -> None:
     four = [[(110.0, 40.0), (60.0, 170.0), (230.0, 170.0)], [(170.0, 90.0), (170.0, 162.0)]]
     touching = [four[0], [(170.0, 90.0), (170.0, 178.0)]]
