@@ -115,12 +115,12 @@ class DigitClassifier(LightningModule):
         accuracy: Any = self.accuracy[f"{stage}_acc"]
         accuracy.add(logits, labels)
         epoch: Any = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
-        images_as_float: Any = float(len(labels))  # Lightning cuts the mean of whole numbers over ranks
+        images_as_float: Any = float(labels.numel())  # Lightning cuts the mean of whole numbers over ranks
         self.log(f"{stage}_loss", loss, batch_size=images_as_float, sync_dist=True, **epoch)
         self.log(f"{stage}_acc", accuracy, **epoch)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if len(labels) == 0:  # a rank can have no image at the end of an epoch
+        if labels.numel() == 0:  # a rank can have no image at the end of an epoch
             return logits.sum()
         weighted = self.training and self.hparams["class_weights"]
         reduction = "none" if weighted else "mean"

@@ -21,8 +21,7 @@ from mnist_lightning.training import graphs, loop_state, several
 from mnist_lightning.training.causes import refuse_lone_images
 from mnist_lightning.training.checkpoint_content import FORMAT, STATE, plain
 from mnist_lightning.training.checkpoints import model_name
-from mnist_lightning.training.loggers import identities
-from mnist_lightning.training.metrics_csv import MetricsCSV
+from mnist_lightning.training.loggers import places
 
 UNSEEN = 64  # batches whose losses may wait on the device before somebody looks at them
 SOON = 1.0  # seconds after which an epoch's end on a GPU is saved again
@@ -105,7 +104,9 @@ class RunKeeper(Checkpoint):
         late = self.every_n_seconds is not None and time.monotonic() - self._saved_at >= self.every_n_seconds
         ends = loop_state.ends_early(trainer)
         if trainer.world_size == 1:
-            look = self.signals.received or late or len(self._unseen) >= UNSEEN
+            losses = self._unseen
+            several = bool(losses) and losses[-1].ndim > 0 and losses[-1].device.type == "cpu"  # at hand already
+            look = self.signals.received or late or several or len(losses) >= UNSEEN
         else:
             look = (trainer.fit_loop.batch_idx + 1) % AGREE == 0
         if not (look or by_steps or ends) or trainer.is_last_batch or loop_state.accumulates(trainer):
@@ -237,7 +238,6 @@ class RunKeeper(Checkpoint):
         sums = [mine] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(sums, mine)
-        tables = [logger.position() for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
         checkpoint[STATE] = {
             **place,
             "format": FORMAT,
@@ -254,8 +254,7 @@ class RunKeeper(Checkpoint):
             "clip": _clipping(trainer),
             "loaders": loop_state.loader_states(trainer),
             "metrics": {"ranks": sums},
-            "metrics_csv": tables[0] if tables else None,
-            "loggers": identities(trainer.loggers),
+            **places(trainer.loggers),
         }
         checkpoint["epoch"] = place["epoch"]
         if hasattr(trainer.fit_loop.epoch_loop, "tell"):

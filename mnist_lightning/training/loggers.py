@@ -2,7 +2,8 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.console import say
 from mnist_lightning.errors import BadSetting, first_line
@@ -41,7 +43,7 @@ def run_loggers(
     loggers = [asked] if isinstance(asked, Logger) else list(asked) if isinstance(asked, Iterable) else []
     if asked is not False and not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
         purge = state.get("step")  # steps count from 0, so it is the first that will be logged again
-        board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
+        board = TensorBoard(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
         try:
             _ = is_first_process() and board.experiment  # which opens its file
             loggers.append(board)
@@ -76,8 +78,45 @@ def run_loggers(
         sys.exit, sys.excepthook, threading.excepthook = hooks  # where W&B puts its own
 
 
-def identities(loggers: list[Logger]) -> dict[str, Any]:
-    """Which runs of W&B and MLflow a checkpoint belongs to, in plain values."""
+class TensorBoard(TensorBoardLogger):
+    """TensorBoard's files, written once a second: its thread and a training step get in each other's way."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting: list[tuple[dict[str, Any], int | None, float]] = []
+        self._saved_at = 0.0
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if all(isinstance(value, int | float) for value in metrics.values()):
+            self._waiting.append((dict(metrics), step, time.time()))
+        else:
+            super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def save(self, now: bool = False) -> None:
+        if now or time.monotonic() - self._saved_at >= 1:
+            self._saved_at = time.monotonic()
+            rows, self._waiting = self._waiting, []
+            for metrics, step, when in rows:
+                for name, value in metrics.items():
+                    self.experiment.add_scalar(name, value, step, when)
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        self.save(now=True)
+        super().finalize(status)
+
+
+def places(loggers: list[Logger]) -> dict[str, Any]:
+    """Where a checkpoint finds the loggers, in plain values: rows of metrics.csv, runs of W&B and MLflow."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoard):
+            logger.save(now=True)  # what comes before a checkpoint is not logged again
+    tables = [logger.position() for logger in loggers if isinstance(logger, MetricsCSV)]
+    return {"metrics_csv": tables[0] if tables else None, "loggers": _identities(loggers)}
+
+
+def _identities(loggers: list[Logger]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, logger in _with_runs(loggers).items():
         if isinstance(logger, MLFlowLogger):

@@ -126,6 +126,8 @@ class QuickLoop(_TrainingEpochLoop):
         self._loader = loaders[0] if len(loaders) == 1 and hasattr(loaders[0], "weight") else None
         self._planned_on = self._facts()
         self._validates = super()._should_check_val_epoch()
+        callbacks: list[Any] = trainer.callbacks
+        self._between = [callback.between_batches for callback in callbacks if hasattr(callback, "between_batches")]
         # With Lightning's own handler of SIGTERM ranks tell each other of it at each batch.
         lightnings_signals = type(signal.getsignal(signal.SIGTERM)).__module__.startswith("lightning")
         self._quick = (
@@ -235,6 +237,11 @@ class QuickLoop(_TrainingEpochLoop):
         names["_current_fx_name"] = outer
         self._uncollected = bool(results)
         progress.increment_completed()
+        self.give_row()
+
+    def give_row(self) -> None:
+        """Shows what was logged until now, and gives it to loggers, where that is due."""
+        trainer, results = self.trainer, self._results
         every = trainer.log_every_n_steps
         due = every and (self._batches_that_stepped + 1) % every == 0
         if self._uncollected and (due or trainer.should_stop or trainer.fast_dev_run):
@@ -256,7 +263,8 @@ class QuickLoop(_TrainingEpochLoop):
                 self.update_lr_schedulers("step", update_plateau_schedulers=True)
             if not self._should_accumulate():
                 self._batches_that_stepped += 1
-        self.tell("between_batches")
+        for hear in self._between:
+            hear(trainer)
 
     def tell(self, hook: str) -> None:
         """Calls our callbacks at a moment that Lightning has no hook for: when all others have done their part."""

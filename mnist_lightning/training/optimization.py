@@ -15,6 +15,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from mnist_lightning.training.graphs import GraphSteps
 
+BACKWARD = Tensor.backward  # as it is before anybody replaces it
+ENGINE: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
 OWN_WAYS = ("optimizer_step", "backward", "optimizer_zero_grad", "configure_gradient_clipping")
 
 
@@ -23,6 +25,7 @@ class QuickOptimization(_AutomaticOptimization):
 
     weight = 1.0  # of this rank's loss in the mean over ranks
     graphs: GraphSteps | None = None  # steps that are recorded on a GPU
+    _one: Tensor | None = None  # the gradient of a loss
 
     def plan(self, heard: bool, own: set[str]) -> None:
         """Decides how this epoch's steps are taken: `heard` inside by somebody, some hooks the module's `own`."""
@@ -89,7 +92,7 @@ class QuickOptimization(_AutomaticOptimization):
             parameter.grad = None
         counts.zero_grad.increment_completed()
         if loss is not None:
-            loss.backward()
+            self._backward(loss)
         if clip := trainer.gradient_clip_val:
             algorithm = trainer.gradient_clip_algorithm
             module.configure_gradient_clipping(optimizer, gradient_clip_val=clip, gradient_clip_algorithm=algorithm)
@@ -102,6 +105,16 @@ class QuickOptimization(_AutomaticOptimization):
         if type(out) is Tensor:
             return {"loss": (out if self.weight else loss).detach()}
         return {} if loss is None else {**out, "loss": loss.detach()}
+
+    def _backward(self, loss: Tensor) -> None:
+        """`loss.backward()` of a plain loss [] without its checks, which are a tenth of a small network's."""
+        plain = type(loss) is Tensor and not loss.ndim and loss.is_floating_point() and Tensor.backward is BACKWARD
+        if not plain or ENGINE is None or torch._C._are_functorch_transforms_active():
+            loss.backward()
+            return
+        if self._one is None or (self._one.dtype, self._one.device) != (loss.dtype, loss.device):
+            self._one = torch.ones_like(loss, requires_grad=False)
+        ENGINE((loss,), (self._one,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     def _output(self, module: Any, args: tuple[Any, ...]) -> Any:
         strategy, names = self.trainer.strategy, vars(module)
@@ -166,23 +179,24 @@ class QuickLog:
             ):
                 self.known[name] = (item, args, kwargs)
             return
+        state = vars(item)  # to set an attribute of a metric takes ten times as long
         if item.is_tensor:
             value, meta = value.detach(), item.meta
             value = value.squeeze() if value.ndim else value
             if meta.on_step:
-                item._forward_cache = value.clone()  # the module may go on to change it
+                state["_forward_cache"] = value.clone()  # the module may go on to change it
             if not meta.on_epoch:
-                item.value = item._forward_cache
+                state["value"] = state["_forward_cache"]
             elif meta.is_mean_reduction:
                 size = self._size() if batch_size is None else batch_size
-                item.value = item.value + value * size
-                item.cumulated_batch_size = item.cumulated_batch_size + size
+                state["value"] = item.value + value * size
+                state["cumulated_batch_size"] = item.cumulated_batch_size + size
             else:
-                item.value = item.value + value if meta.is_sum_reduction else meta.reduce_fx(item.value, value)
+                state["value"] = item.value + value if meta.is_sum_reduction else meta.reduce_fx(item.value, value)
         else:
-            item._forward_cache = value._forward_cache
-        item._computed, item.has_reset = None, False
-        item._update_count += 1
+            state["_forward_cache"] = value._forward_cache
+        state["_computed"], state["has_reset"] = None, False
+        state["_update_count"] += 1
         self.connector._current_fx = self.hook
 
     def _only_adds(self, item: Any, value: Any) -> bool:

@@ -14,7 +14,7 @@ from mnist_lightning.console import console, in_notebook, say
 
 SUMMARY = {"Name": "layer", "Type": "", "Params": "parameters", "Out sizes": "output"}  # Lightning's columns and ours
 NOT_SHOWN = {"train_loss_step", "lr", "images"}  # of an epoch
-REFRESH = 0.2  # seconds; reading the loss waits for the device
+REFRESH = 0.5  # seconds: to draw takes some milliseconds, and reading the loss waits for the device
 
 
 class NetworkSummary(RichModelSummary):

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from mnist_lightning.console import say
 from mnist_lightning.training import graphs, updates
-from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps, is_hooked, is_worth_it, why_not
+from mnist_lightning.training.compiled import AT_ONCE, SIZES, CompiledSteps, is_hooked, is_small, is_worth_it, why_not
 from mnist_lightning.training.graphs import GraphSteps, count_steps, tell_of_steps
 
 
@@ -21,6 +22,8 @@ def plan_steps(loop: Any, loader: Any, listeners: list[Any], looked_at: str | No
         _plan_graphs(loop, loader, curious, looked_at)
     elif loop.step != "eager":
         _plan_compiled(loop, loader, curious, looked_at)
+    if loop.several is None or isinstance(loop.several, UnseenSteps):
+        loop.several = UnseenSteps(loop, loader) if _nobody_looks(loop, loader, listeners, looked_at) else None
 
 
 def _plan_graphs(loop: Any, loader: Any, curious: list[str], looked_at: str | None) -> None:
@@ -73,11 +76,20 @@ def _plan_compiled(loop: Any, loader: Any, curious: list[str], looked_at: str | 
         tell_of_steps(loop, f"Steps are {way}")
     if reason:
         loop.several = None
-    elif loop.several is None or loop.several.steps.optimizer is not trainer.optimizers[0]:
+    elif loop.several is None or not loop.several.steps or loop.several.steps.optimizer is not trainer.optimizers[0]:
         steps = CompiledSteps(trainer.lightning_module, trainer.optimizers[0])
         loop.several = SeveralSteps(loop, loader, steps)
     else:
         loop.several.loader = loader
+
+
+def _nobody_looks(loop: Any, loader: Any, listeners: list[Any], looked_at: str | None) -> bool:
+    """Whether small steps may follow each other without a look at what comes between batches."""
+    trainer = loop.trainer
+    patient = all(getattr(one, "takes_several", False) and not getattr(one, "every_n_steps", None) for one in listeners)
+    seldom = trainer.world_size == 1 and not trainer.lr_scheduler_configs and not trainer.fast_dev_run
+    on_cpu = trainer.strategy.root_device.type == "cpu" and loader is not None
+    return looked_at is None and patient and seldom and on_cpu and is_small(trainer, loader)
 
 
 def way_of_steps(trainer: Trainer) -> str:
@@ -86,7 +98,7 @@ def way_of_steps(trainer: Trainer) -> str:
     way: str = getattr(loop, "step", "eager")  # Lightning's own loop has none
     if way != "auto":
         return way
-    steps = loop.automatic_optimization.graphs or loop.several
+    steps = loop.automatic_optimization.graphs or (None if isinstance(loop.several, UnseenSteps) else loop.several)
     if loop.told_of_steps or steps is not None:
         return "eager" if steps is None else "graph" if isinstance(steps, GraphSteps) else "compiled"
     return way
@@ -105,7 +117,7 @@ def go_on(trainer: Trainer, before: str) -> None:
 class SeveralSteps:
     """Several batches in the place of one, for those who are told of batches."""
 
-    def __init__(self, loop: Any, loader: Any, steps: CompiledSteps | GraphSteps) -> None:
+    def __init__(self, loop: Any, loader: Any, steps: Any) -> None:
         self.loop, self.loader, self.steps, self.trainer = loop, loader, steps, loop.trainer
 
     def count_here(self) -> int:
@@ -115,7 +127,7 @@ class SeveralSteps:
         """
         loop, trainer, loader, steps = self.loop, self.trainer, self.loader, self.steps
         done = loop._batches_that_stepped
-        sizes = steps.sizes_at(done) if steps.ready else ()
+        sizes = SIZES if steps is None else steps.sizes_at(done) if steps.ready else ()
         at, most, last = loop.batch_progress.current.ready, trainer.num_training_batches, trainer.max_steps
         whole = loader.size // loader.global_batch_size
         seen = loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else at  # as Lightning counts
@@ -154,11 +166,7 @@ class SeveralSteps:
             end(trainer, module, {"loss": losses}, batches[-1], progress.current.ready - 1)
         names["_current_fx_name"] = outer
         loop._uncollected = True
-        every = trainer.log_every_n_steps
-        if (every and (loop._batches_that_stepped + 1) % every == 0) or trainer.should_stop:
-            loop._collect()
-            loop.rows.add()
-        results.batch = results.batch_size = None
+        loop.give_row()
 
     def _count(self, count: int) -> None:
         counts = self.loop.automatic_optimization.optim_progress.optimizer
@@ -173,6 +181,43 @@ class SeveralSteps:
             self._count(1)
             self.loop.update_lr_schedulers("step", update_plateau_schedulers=False)
         return rates
+
+
+class UnseenSteps(SeveralSteps):
+    """Eager steps of several batches, each as if alone, to the same bits: only who would look between them waits."""
+
+    def __init__(self, loop: Any, loader: Any) -> None:
+        super().__init__(loop, loader, None)
+
+    def advance(self, fetcher: Any, count: int) -> None:
+        loop, trainer, progress, results = self.loop, self.trainer, self.loop.batch_progress, self.loop._results
+        connector, optimization, losses = trainer._logger_connector, loop.automatic_optimization, []
+        for left in reversed(range(count)):
+            batch = next(fetcher)[0]
+            progress.is_last_batch = fetcher.done
+            connector._first_loop_iter = connector._first_loop_iter is None
+            results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+            index = progress.current.ready
+            progress.increment_ready()
+            progress.increment_started()
+            output = optimization.step(batch, index)
+            losses.append(output.get("loss"))
+            progress.increment_processed()
+            if not left or trainer.should_stop or trainer.received_sigterm:
+                break
+            progress.increment_completed()
+            loop._batches_that_stepped += 1
+            if loop.seed is not None:
+                loop._seed("steps", loop.total_batch_idx + 1)
+        names = vars(trainer.lightning_module)
+        outer, names["_current_fx_name"] = names["_current_fx_name"], "on_train_batch_end"
+        found = [loss for loss in losses if loss is not None]
+        for end in loop._ends:
+            end(trainer, trainer.lightning_module, {"loss": torch.stack(found)} if found else {}, batch, index)
+        names["_current_fx_name"] = outer
+        loop._uncollected = bool(results)
+        progress.increment_completed()
+        loop.give_row()
 
 
 def _passes_none(at: int, count: int, every: float) -> bool:

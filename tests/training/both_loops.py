@@ -187,6 +187,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     validates: bool = True
     looks: bool = True
+    watched: bool = True  # whether a callback is told of each batch
     bare: bool | None = None  # whether QuickLoop does the steps itself; None: whatever
     profiler: Callable[[], Any] = lambda: None
     fits: int = 1
@@ -197,7 +198,7 @@ class Case:
         torch.manual_seed(3)
         module, data, witness, profiler = self.module(), self.data(), Witness(self.looks), self.profiler()
         own = isinstance(data, LightningDataModule)
-        calls = [*self.callbacks(folder), witness]
+        calls = [*self.callbacks(folder), *[witness] * self.watched]
         kinds = {"checkpointing": Checkpoint, "progress_bar": ProgressBar, "model_summary": ModelSummary}
         enabled = {f"enable_{name}": any(isinstance(call, kind) for call in calls) for name, kind in kinds.items()}
         defaults = {"max_epochs": 3, "log_every_n_steps": 3, "num_sanity_val_steps": 0, **enabled}

@@ -20,7 +20,7 @@ from mnist_lightning.errors import BadSetting
 from mnist_lightning.processes import Interrupted
 from mnist_lightning.training import loggers as loggers_
 from mnist_lightning.training.checkpoints import STATE
-from mnist_lightning.training.loggers import identities, run_loggers, tell_result
+from mnist_lightning.training.loggers import TensorBoard, places, run_loggers, tell_result
 from mnist_lightning.training.metrics_csv import MetricsCSV
 
 with_wandb = pytest.mark.skipif(not find_spec("wandb"), reason="W&B is not installed: pip install -e '.[wandb]'")
@@ -56,9 +56,7 @@ class Keeper(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:  # now the row of that step is written
         if trainer.global_step == self.step:
-            table = trainer.loggers[-1]
-            state = {"step": self.step, "metrics_csv": table.position(), "loggers": identities(trainer.loggers)}
-            self.checkpoint = {STATE: state}
+            self.checkpoint = {STATE: {"step": self.step, **places(trainer.loggers)}}
         if trainer.global_step == self.step + 1 and self.error is not None:
             raise self.error
 
@@ -125,11 +123,11 @@ class Seen(Logger):
 @pytest.mark.parametrize(
     ("asked", "kinds"),
     [
-        (None, [TensorBoardLogger, MetricsCSV]),
-        (True, [TensorBoardLogger, MetricsCSV]),
+        (None, [TensorBoard, MetricsCSV]),
+        (True, [TensorBoard, MetricsCSV]),
         (False, [MetricsCSV]),
-        (Seen, [Seen, TensorBoardLogger, MetricsCSV]),
-        (lambda: [Seen(), Seen()], [Seen, Seen, TensorBoardLogger, MetricsCSV]),
+        (Seen, [Seen, TensorBoard, MetricsCSV]),
+        (lambda: [Seen(), Seen()], [Seen, Seen, TensorBoard, MetricsCSV]),
         (lambda: TensorBoardLogger("elsewhere"), [TensorBoardLogger, MetricsCSV]),
     ],
 )
@@ -160,6 +158,39 @@ def test_files_of_others_lie_in_the_run(tmp_path):
     assert list((tmp_path / "mine").glob("*.ckpt"))
     assert (tmp_path / "csv/lightning_logs/version_0/metrics.csv").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "csv", "mine"]
+
+
+def scalars(folder: Path) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("loss")] if "loss" in events.Tags()["scalars"] else []
+
+
+def test_tensorboard_has_its_rows_once_a_second_at_each_checkpoint_and_at_the_end(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    board = TensorBoard(tmp_path, name="", version="a")
+    for step, seconds in enumerate((0, 0.4, 0.4, 0.4)):
+        now[0] += seconds
+        board.log_metrics({"loss": float(step), "epoch": 0}, step)
+        board.save()
+    written = [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+    assert scalars(tmp_path / "a") == written
+    board.log_metrics({"loss": 4.0}, 4)
+    board.save()
+    assert scalars(tmp_path / "a") == written
+    places([board])
+    assert scalars(tmp_path / "a") == [*written, (4, 4.0)]
+    board.log_metrics({"loss": 5.0}, 5)
+    board.finalize("failed")
+    assert scalars(tmp_path / "a") == [*written, (4, 4.0), (5, 5.0)]
+
+
+def test_what_tensorboard_cannot_take_is_said_where_it_is_logged(tmp_path):
+    board = TensorBoard(tmp_path, name="", version="a")
+    with pytest.raises(ValueError, match="tried to log text"):
+        board.log_metrics({"loss": "text"}, 0)
+    board.finalize("failed")
 
 
 def test_tensorboard_and_the_table_continue(tmp_path):
