@@ -190,34 +190,40 @@ class UnseenSteps(SeveralSteps):
         super().__init__(loop, loader, None)
 
     def advance(self, fetcher: Any, count: int) -> None:
-        loop, trainer, progress, results = self.loop, self.trainer, self.loop.batch_progress, self.loop._results
-        connector, optimization, losses = trainer._logger_connector, loop.automatic_optimization, []
-        for left in reversed(range(count)):
-            batch = next(fetcher)[0]
-            progress.is_last_batch = fetcher.done
-            connector._first_loop_iter = connector._first_loop_iter is None
-            results.batch, results.batch_size, results.dataloader_idx = batch, None, None
-            index = progress.current.ready
-            progress.increment_ready()
-            progress.increment_started()
-            output = optimization.step(batch, index)
-            losses.append(output.get("loss"))
-            progress.increment_processed()
-            if not left or trainer.should_stop or trainer.received_sigterm:
-                break
-            progress.increment_completed()
-            loop._batches_that_stepped += 1
-            if loop.seed is not None:
-                loop._seed("steps", loop.total_batch_idx + 1)
+        loop, trainer, progress = self.loop, self.trainer, self.loop.batch_progress
+        losses = []
+        with loop.automatic_optimization._log.together():
+            for left in reversed(range(count)):
+                batch, index = next(fetcher)[0], progress.current.ready
+                output = self._step(batch, index, fetcher.done)
+                losses.append(output.get("loss"))
+                if not left or trainer.should_stop or trainer.received_sigterm:
+                    break
+                progress.increment_completed()
+                loop._batches_that_stepped += 1
+                if loop.seed is not None:
+                    loop._seed("steps", loop.total_batch_idx + 1)
         names = vars(trainer.lightning_module)
         outer, names["_current_fx_name"] = names["_current_fx_name"], "on_train_batch_end"
         found = [loss for loss in losses if loss is not None]
         for end in loop._ends:
             end(trainer, trainer.lightning_module, {"loss": torch.stack(found)} if found else {}, batch, index)
         names["_current_fx_name"] = outer
-        loop._uncollected = bool(results)
+        loop._uncollected = bool(loop._results)
         progress.increment_completed()
         loop.give_row()
+
+    def _step(self, batch: Any, index: int, last: bool) -> dict[str, Any]:
+        loop, connector = self.loop, self.trainer._logger_connector
+        progress, results = loop.batch_progress, loop._results
+        progress.is_last_batch = last
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        progress.increment_ready()
+        progress.increment_started()
+        output: dict[str, Any] = loop.automatic_optimization.step(batch, index)
+        progress.increment_processed()
+        return output
 
 
 def _passes_none(at: int, count: int, every: float) -> bool:

@@ -49,6 +49,15 @@ def sees(self: Net, loss: Tensor, batch: Any, index: int) -> None:
     self.log("acc", self.accuracy, on_epoch=True, on_step=True)
 
 
+def widths(self: Net, loss: Tensor, batch: Any, index: int) -> None:
+    self.log("mean", loss.double() if index % 3 == 1 else loss, on_epoch=True, on_step=False)
+    self.log("infinite", loss / (index != 6), on_epoch=True, on_step=False, batch_size=index)
+
+
+def changes(self: Net, loss: Tensor, batch: Any, index: int) -> None:
+    self.log("mean", loss, on_epoch=True, on_step=False, prog_bar=index == 8)
+
+
 def stops(self: Net, batch: Any, batch_idx: int) -> Tensor:
     self.trainer.should_stop = self.trainer.global_step == 7
     return Net.training_step(self, batch, batch_idx)
@@ -65,6 +74,8 @@ def of_one(self: Net, batch: Any, batch_idx: int) -> Tensor:
 MODULES = {
     "as a user writes it": Net,
     "that logs and looks": logs(sees),
+    "that logs now so, now so": logs(widths),
+    "that logs in two ways": logs(changes),
     "that stops": steps(stops),
     "that fails": steps(raises_at(7, ValueError("so"))),
     "that skips": steps(skips),
