@@ -291,13 +291,13 @@ if __name__ == "__main__":
         answer(lambda turn: epoch() / recipe.epochs)
         raise SystemExit
     lines = [
-        "| recipe | a/d (at least) | d/b | c/d | b/d | l/e (at least) | d: s an epoch |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| recipe | a/d (at least) | d/b | c/d | b/d | l/e (at least) | e/b | d: s an epoch |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in options.recipes:
         seconds = measure(name, options.ways, options.rounds, options.extra)
         cells = [ratio(seconds, "a", "d", REQUIRED_A_D[name]), *(ratio(seconds, *pair) for pair in ("db", "cd", "bd"))]
-        cells += [ratio(seconds, "l", "e", REQUIRED_L_E.get(name))]
+        cells += [ratio(seconds, "l", "e", REQUIRED_L_E.get(name)), ratio(seconds, "e", "b")]
         cells += [f"{statistics.median(seconds['d']):.2f}" if "d" in seconds else ""]
         lines.append(f"| {name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
