@@ -35,6 +35,9 @@ CASES = {
     "--trainer.val_check_interval 0.34",
     "ema": "--config cnn --config {root}/ema.yaml --trainer.max_epochs 4 --trainer.limit_train_batches 30 "
     "--data.val_size 3000",
+    # steps that nobody looks between
+    "nielsen_mlp": "--config nielsen_mlp --trainer.max_epochs 3 --data.train_size 20000 "
+    "--checkpoint.every_n_steps null --checkpoint.every_n_seconds 0.3",
     "plain_loader": "--config {root}/plain.yaml --trainer.max_epochs 6",
     "simple_mlp_ddp": "--config simple_mlp --trainer.max_epochs 3 --trainer.limit_train_batches 150 "
     f"--data.val_size 5000 {DDP}",
@@ -174,7 +177,7 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
 
 def words_of(case: str, root: Path, run: str, often: str = OFTEN) -> list[str]:
     words = CASES[case].format(root=root)
-    return f"{words} {often} --trainer.default_root_dir {root} --run {run}".split()
+    return f"{often} {words} --trainer.default_root_dir {root} --run {run}".split()
 
 
 def torment(case: str, root: Path, run: str, kills: int, rng: random.Random, timing: tuple[float, float]) -> Counter:
