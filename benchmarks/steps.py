@@ -12,6 +12,7 @@
 """
 
 import argparse
+import gc
 import logging
 import os
 import statistics
@@ -243,6 +244,7 @@ def project(recipe: Recipe, *extra: str) -> Callable[[], float]:
     words = ["fit", "--config", recipe.name, "--data.root", str(MNIST), "--data.test_each_epoch", "false"]
     words += ["--trainer.max_epochs", str(recipe.epochs), "--trainer.num_sanity_val_steps", "0"]
     words += ["--trainer.callbacks", "steps.Stopwatch", "--trainer.accelerator", "cpu", *extra]
+    gc.freeze()  # as the program does
 
     def epoch() -> float:
         with tempfile.TemporaryDirectory() as folder:

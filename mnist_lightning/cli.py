@@ -1,5 +1,6 @@
 """The commands, and what a person sees when something is wrong."""
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -54,6 +55,8 @@ def main(args: list[str] | None = None) -> int:
             module, _, function = COMMANDS[command].partition(":")
             run = getattr(import_module(module), function)
             signals.imported()
+            if args is None:
+                gc.freeze()  # else Python looks through all that was imported for garbage, again and again
             run(command, words, signals)
             return 0
         except (UserError, OSError, Interrupted, RuntimeError) as error:

@@ -105,13 +105,8 @@ def is_worth_it(trainer: Trainer, loader: Any) -> bool:
     """Whether compiling takes less time than it saves in a whole training; the same on each machine."""
     epochs = float("inf") if trainer.max_epochs in (None, -1) else trainer.max_epochs
     limits = [epochs * trainer.num_training_batches] + [trainer.max_steps] * (trainer.max_steps >= 0)
-    return is_small(trainer, loader) and min(limits) * SAVED > COMPILING
-
-
-def is_small(trainer: Trainer, loader: Any) -> bool:
-    """Whether a step is of the order of what Python does around it."""
-    size = sum(parameter.numel() for parameter in trainer.lightning_module.parameters())
-    return size * loader.global_batch_size < SMALL_STEP
+    size = sum(parameter.numel() for parameter in trainer.lightning_module.parameters()) * loader.global_batch_size
+    return size < SMALL_STEP and min(limits) * SAVED > COMPILING
 
 
 def has_compiler() -> bool:

@@ -58,7 +58,7 @@ class RunKeeper(Checkpoint):
         self.resumed: dict[str, Any] | None = None  # what the checkpoint says that the training goes on from
         self._validated_step = self.saved_step = -1  # the training has not begun
         self._unseen: list[Tensor] = []  # losses on the device that have not been looked at yet
-        self._between_epochs = False
+        self._between_epochs, self._epoch = False, 0
 
     # ------------------------------------------------------------------ when to save and when to stop
 
@@ -93,6 +93,7 @@ class RunKeeper(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._epoch = trainer.current_epoch
         if isinstance(outputs, dict) and isinstance(outputs.get("loss"), Tensor):
             self._unseen.append(outputs["loss"])
         every = trainer.log_every_n_steps
@@ -105,8 +106,8 @@ class RunKeeper(Checkpoint):
         ends = loop_state.ends_early(trainer)
         if trainer.world_size == 1:
             losses = self._unseen
-            several = bool(losses) and losses[-1].ndim > 0 and losses[-1].device.type == "cpu"  # at hand already
-            look = self.signals.received or late or several or len(losses) >= UNSEEN
+            at_hand = bool(losses) and losses[-1].numel() > 1 and losses[-1].device.type == "cpu"
+            look = self.signals.received or late or at_hand or len(losses) >= UNSEEN
         else:
             look = (trainer.fit_loop.batch_idx + 1) % AGREE == 0
         if not (look or by_steps or ends) or trainer.is_last_batch or loop_state.accumulates(trainer):
@@ -205,7 +206,7 @@ class RunKeeper(Checkpoint):
         if step:
             self._wait(trainer)
             raise UserError(
-                f"the loss is not finite in epoch {trainer.current_epoch + 1} at step {step}: lower --model.lr, or "
+                f"the loss is not finite in epoch {self._epoch + 1} at step {step}: lower --model.lr, or "
                 f"clip with --trainer.gradient_clip_val; the last finite checkpoint is {self.run.last}"
             )
 

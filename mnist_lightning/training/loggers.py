@@ -79,27 +79,30 @@ def run_loggers(
 
 
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard's files, written once a second: its thread and a training step get in each other's way."""
+    """TensorBoard's files, written once a second at most: its thread and a training step get in each other's way."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._waiting: list[tuple[dict[str, Any], int | None, float]] = []
+        self._waiting: list[tuple[dict[str, float], int | None, float]] = []
         self._saved_at = 0.0
 
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if all(isinstance(value, int | float) for value in metrics.values()):
-            self._waiting.append((dict(metrics), step, time.time()))
-        else:
+        try:
+            numbers = {name: float(value) for name, value in metrics.items()}
+        except (TypeError, ValueError, OverflowError):
             super().log_metrics(metrics, step)
+        else:
+            self._waiting.append((numbers, step, time.time()))
 
     @rank_zero_only
     def save(self, now: bool = False) -> None:
         if now or time.monotonic() - self._saved_at >= 1:
             self._saved_at = time.monotonic()
-            rows, self._waiting = self._waiting, []
-            for metrics, step, when in rows:
-                for name, value in metrics.items():
-                    self.experiment.add_scalar(name, value, step, when)
+            while self._waiting:
+                numbers, step, when = self._waiting.pop(0)
+                for name, number in numbers.items():
+                    self.experiment.add_scalar(name, number, step, when)
             super().save()
 
     def finalize(self, status: str) -> None:

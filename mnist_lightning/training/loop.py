@@ -25,7 +25,7 @@ from mnist_lightning.data.loader import derived_seed, seed_generators
 from mnist_lightning.training.loop_state import restore_sums
 from mnist_lightning.training.optimization import OWN_WAYS, QuickLog, QuickOptimization
 from mnist_lightning.training.rows import Rows
-from mnist_lightning.training.several import SeveralSteps, plan_steps
+from mnist_lightning.training.several import SeveralSteps, UnseenSteps, plan_steps
 
 AROUND = ("on_train_batch_start", "on_train_batch_end")
 INSIDE = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
@@ -69,6 +69,7 @@ class QuickLoop(_TrainingEpochLoop):
     step = "eager"  # how steps are to be taken; or compiled, graph, or auto
     told_of_steps = ""
     several: SeveralSteps | None = None
+    unseen: UnseenSteps | None = None
     rows: Rows  # for the loggers
     _validates: bool | None = None
     _uncollected = False
@@ -173,7 +174,8 @@ class QuickLoop(_TrainingEpochLoop):
         """What a callback may change in the middle of an epoch."""
         trainer = self.trainer
         groups = [(id(optimizer), len(optimizer.param_groups)) for optimizer in trainer.optimizers]
-        return len(trainer.callbacks), groups, trainer.accumulate_grad_batches
+        limits = self.max_steps, trainer.accumulate_grad_batches, trainer.log_every_n_steps
+        return len(trainer.callbacks), groups, limits
 
     def _should_check_val_epoch(self) -> bool:
         # Lightning looks through the module's methods at each batch
@@ -195,6 +197,8 @@ class QuickLoop(_TrainingEpochLoop):
             self.val_loop.restarting = False
         if self.several is not None and (count := self.several.count_here()):
             return self.several.advance(data_fetcher, count)
+        if self.unseen is not None and (count := self.unseen.count_here()) > 1:
+            return self.unseen.advance(data_fetcher, count)
         module: Any = trainer.lightning_module
         connector, names = trainer._logger_connector, vars(module)
         batch, _, _ = next(data_fetcher)
@@ -276,7 +280,7 @@ class QuickLoop(_TrainingEpochLoop):
         super().teardown()
         if self.automatic_optimization.graphs is not None:
             self.automatic_optimization.graphs.end()
-        self.automatic_optimization.graphs = self.several = None
+        self.automatic_optimization.graphs = self.several = self.unseen = None
 
     def _collect(self, now: bool = False) -> None:
         """What Lightning does after each batch: shows callbacks and bars what was logged."""

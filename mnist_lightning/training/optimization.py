@@ -28,7 +28,6 @@ class QuickOptimization(_AutomaticOptimization):
 
     weight = 1.0  # of this rank's loss in the mean over ranks
     graphs: GraphSteps | None = None  # steps that are recorded on a GPU
-    _one: Tensor | None = None  # the gradient of a loss
 
     def plan(self, heard: bool, own: set[str]) -> None:
         """Decides how this epoch's steps are taken: `heard` inside by somebody, some hooks the module's `own`."""
@@ -46,7 +45,6 @@ class QuickOptimization(_AutomaticOptimization):
             and getattr(trainer.strategy, "_model_averager", None) is None
             and (type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None))
         )
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         loop: Any = trainer.fit_loop.epoch_loop
         self._log = None if "log" in own else QuickLog(trainer, trainer.lightning_module, loop._results)
         self._takes_index = len(loop._build_kwargs(OrderedDict(), None, 0)) == 2
@@ -91,8 +89,9 @@ class QuickOptimization(_AutomaticOptimization):
             loss = weighted(loss, self.weight)
         counts.zero_grad.increment_ready()
         counts.zero_grad.increment_started()
-        for parameter in self._parameters:  # optimizer.zero_grad() takes ten times as long
-            parameter.grad = None
+        for group in optimizer.param_groups:  # optimizer.zero_grad() takes ten times as long
+            for parameter in group["params"]:
+                parameter.grad = None
         counts.zero_grad.increment_completed()
         if loss is not None:
             self._backward(loss)
@@ -110,14 +109,12 @@ class QuickOptimization(_AutomaticOptimization):
         return {} if loss is None else {**out, "loss": loss.detach()}
 
     def _backward(self, loss: Tensor) -> None:
-        """`loss.backward()` of a plain loss [] without its checks, which are a tenth of a small network's."""
+        """`loss.backward()`; of a plain loss [] without its checks, which are a tenth of a small network's."""
         plain = type(loss) is Tensor and not loss.ndim and loss.is_floating_point() and Tensor.backward is BACKWARD
-        if not plain or ENGINE is None or torch._C._are_functorch_transforms_active():
+        if plain and ENGINE is not None and not torch._C._are_functorch_transforms_active():
+            ENGINE((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
+        else:
             loss.backward()
-            return
-        if self._one is None or (self._one.dtype, self._one.device) != (loss.dtype, loss.device):
-            self._one = torch.ones_like(loss, requires_grad=False)
-        ENGINE((loss,), (self._one,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     def _output(self, module: Any, args: tuple[Any, ...]) -> Any:
         strategy, names = self.trainer.strategy, vars(module)
@@ -189,8 +186,10 @@ class QuickLog:
         if item.is_tensor:
             meta = item.meta
             if self._waiting is not None and meta.on_epoch and not meta.on_step and meta.is_mean_reduction:
-                if value.dtype == item.value.dtype and value.device.type == "cpu":
-                    self._waiting.append((item, value.item(), self._size() if batch_size is None else batch_size))
+                size = self._size() if batch_size is None else batch_size
+                whole = type(size) in (int, float) and size % 1 == 0
+                if whole and value.dtype == item.value.dtype and value.device.type == "cpu":
+                    self._waiting.append((item, value.item(), size))
                     self.connector._current_fx = self.hook
                     return
                 self._add_up()
@@ -223,7 +222,7 @@ class QuickLog:
             self._waiting = None
 
     def _add_up(self) -> None:
-        """Adds what waits in the tensors' order and precision, at a tenth of their price."""
+        """Adds what waits, in the order and the precision of tensors, at a tenth of their price."""
         sums: dict[int, Any] = {}
         with numpy.errstate(all="ignore"):  # a value may be infinite
             for item, value, size in self._waiting or ():

@@ -1,5 +1,6 @@
 """SeveralSteps: what QuickLoop does over several batches at once, and which way its steps are taken."""
 
+import time
 from typing import Any
 
 import torch
@@ -7,8 +8,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 from mnist_lightning.console import say
 from mnist_lightning.training import graphs, updates
-from mnist_lightning.training.compiled import AT_ONCE, SIZES, CompiledSteps, is_hooked, is_small, is_worth_it, why_not
+from mnist_lightning.training.compiled import AT_ONCE, CompiledSteps, is_hooked, is_worth_it, why_not
 from mnist_lightning.training.graphs import GraphSteps, count_steps, tell_of_steps
+
+PATIENCE = 0.1  # seconds that signals, the clock and the bar may wait
 
 
 def plan_steps(loop: Any, loader: Any, listeners: list[Any], looked_at: str | None) -> None:
@@ -22,8 +25,8 @@ def plan_steps(loop: Any, loader: Any, listeners: list[Any], looked_at: str | No
         _plan_graphs(loop, loader, curious, looked_at)
     elif loop.step != "eager":
         _plan_compiled(loop, loader, curious, looked_at)
-    if loop.several is None or isinstance(loop.several, UnseenSteps):
-        loop.several = UnseenSteps(loop, loader) if _nobody_looks(loop, loader, listeners, looked_at) else None
+    quick = loop.several is None and looked_at is None and _nobody_looks(loop, loader, listeners)
+    loop.unseen = UnseenSteps(loop) if quick else None
 
 
 def _plan_graphs(loop: Any, loader: Any, curious: list[str], looked_at: str | None) -> None:
@@ -76,20 +79,20 @@ def _plan_compiled(loop: Any, loader: Any, curious: list[str], looked_at: str | 
         tell_of_steps(loop, f"Steps are {way}")
     if reason:
         loop.several = None
-    elif loop.several is None or not loop.several.steps or loop.several.steps.optimizer is not trainer.optimizers[0]:
+    elif loop.several is None or loop.several.steps.optimizer is not trainer.optimizers[0]:
         steps = CompiledSteps(trainer.lightning_module, trainer.optimizers[0])
         loop.several = SeveralSteps(loop, loader, steps)
     else:
         loop.several.loader = loader
 
 
-def _nobody_looks(loop: Any, loader: Any, listeners: list[Any], looked_at: str | None) -> bool:
-    """Whether small steps may follow each other without a look at what comes between batches."""
+def _nobody_looks(loop: Any, loader: Any, listeners: list[Any]) -> bool:
+    """Whether eager steps may follow each other without a look at what comes between batches."""
     trainer = loop.trainer
     patient = all(getattr(one, "takes_several", False) and not getattr(one, "every_n_steps", None) for one in listeners)
-    seldom = trainer.world_size == 1 and not trainer.lr_scheduler_configs and not trainer.fast_dev_run
-    on_cpu = trainer.strategy.root_device.type == "cpu" and loader is not None
-    return looked_at is None and patient and seldom and on_cpu and is_small(trainer, loader)
+    seldom = trainer._val_check_time_interval is None and not trainer.lr_scheduler_configs and not trainer.fast_dev_run
+    on_cpu = trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1 and loader is not None
+    return patient and seldom and on_cpu
 
 
 def way_of_steps(trainer: Trainer) -> str:
@@ -98,7 +101,7 @@ def way_of_steps(trainer: Trainer) -> str:
     way: str = getattr(loop, "step", "eager")  # Lightning's own loop has none
     if way != "auto":
         return way
-    steps = loop.automatic_optimization.graphs or (None if isinstance(loop.several, UnseenSteps) else loop.several)
+    steps = loop.automatic_optimization.graphs or loop.several
     if loop.told_of_steps or steps is not None:
         return "eager" if steps is None else "graph" if isinstance(steps, GraphSteps) else "compiled"
     return way
@@ -117,7 +120,7 @@ def go_on(trainer: Trainer, before: str) -> None:
 class SeveralSteps:
     """Several batches in the place of one, for those who are told of batches."""
 
-    def __init__(self, loop: Any, loader: Any, steps: Any) -> None:
+    def __init__(self, loop: Any, loader: Any, steps: CompiledSteps | GraphSteps) -> None:
         self.loop, self.loader, self.steps, self.trainer = loop, loader, steps, loop.trainer
 
     def count_here(self) -> int:
@@ -127,7 +130,7 @@ class SeveralSteps:
         """
         loop, trainer, loader, steps = self.loop, self.trainer, self.loader, self.steps
         done = loop._batches_that_stepped
-        sizes = SIZES if steps is None else steps.sizes_at(done) if steps.ready else ()
+        sizes = steps.sizes_at(done) if steps.ready else ()
         at, most, last = loop.batch_progress.current.ready, trainer.num_training_batches, trainer.max_steps
         whole = loader.size // loader.global_batch_size
         seen = loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else at  # as Lightning counts
@@ -183,21 +186,40 @@ class SeveralSteps:
         return rates
 
 
-class UnseenSteps(SeveralSteps):
-    """Eager steps of several batches, each as if alone, to the same bits: only who would look between them waits."""
+class UnseenSteps:
+    """Eager steps that follow each other for a tenth of a second, each to the bits that it has alone.
 
-    def __init__(self, loop: Any, loader: Any) -> None:
-        super().__init__(loop, loader, None)
+    Those who are told of batches are told of them together; nobody else would look between them.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self.loop, self.trainer = loop, loop.trainer
+
+    def count_here(self) -> int:
+        """How many batches there are until something is to happen between two."""
+        loop, trainer = self.loop, self.trainer
+        at, done = loop.batch_progress.current.ready, loop._batches_that_stepped
+        seen = loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else at  # as Lightning counts
+        limits = [int(trainer.num_training_batches) - at]
+        if loop.max_steps != -1:
+            limits.append(loop.max_steps - trainer.global_step)
+        for place, every in ((seen, trainer.val_check_batch), (done, trainer.log_every_n_steps)):
+            if every and every != float("inf"):
+                limits.append(int(every) - place % int(every))
+        return min(limits)
 
     def advance(self, fetcher: Any, count: int) -> None:
+        """`QuickLoop.advance` of so many batches, or fewer."""
         loop, trainer, progress = self.loop, self.trainer, self.loop.batch_progress
-        losses = []
+        losses, until = [], time.monotonic() + PATIENCE
         with loop.automatic_optimization._log.together():
             for left in reversed(range(count)):
                 batch, index = next(fetcher)[0], progress.current.ready
                 output = self._step(batch, index, fetcher.done)
                 losses.append(output.get("loss"))
-                if not left or trainer.should_stop or trainer.received_sigterm:
+                loop._uncollected = bool(loop._results)
+                stops = trainer.should_stop or trainer.received_sigterm or time.monotonic() > until
+                if not left or stops or loop._facts() != loop._planned_on:
                     break
                 progress.increment_completed()
                 loop._batches_that_stepped += 1
@@ -205,11 +227,10 @@ class UnseenSteps(SeveralSteps):
                     loop._seed("steps", loop.total_batch_idx + 1)
         names = vars(trainer.lightning_module)
         outer, names["_current_fx_name"] = names["_current_fx_name"], "on_train_batch_end"
-        found = [loss for loss in losses if loss is not None]
+        found = [loss.reshape(-1) for loss in losses if loss is not None]
         for end in loop._ends:
-            end(trainer, trainer.lightning_module, {"loss": torch.stack(found)} if found else {}, batch, index)
+            end(trainer, trainer.lightning_module, {"loss": torch.cat(found)} if found else {}, batch, index)
         names["_current_fx_name"] = outer
-        loop._uncollected = bool(loop._results)
         progress.increment_completed()
         loop.give_row()
 

@@ -1,6 +1,5 @@
 """The Trainer as this project sets it up: its loop, what it says, what watches it, how it writes."""
 
-import gc
 import logging
 import multiprocessing
 import os
@@ -103,7 +102,7 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False, s
         if not settings[flag]:
             callbacks = others + [own] * wanted
     if fit:
-        callbacks += [FewThreads(), NoOldGarbage()]
+        callbacks.append(FewThreads())
     else:
         settings["enable_checkpointing"] = False
     settings = as_launched(settings | {"plugins": [DurableCheckpointIO()]})
@@ -168,18 +167,6 @@ class FewThreads(Callback):
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.few = self.all
         torch.set_num_threads(self.all)
-
-    on_exception = on_train_end
-
-
-class NoOldGarbage(Callback):
-    """Keeps Python from looking through all that was imported for garbage, again and again, while a training runs."""
-
-    def on_train_start(self, *args: Any, **kwargs: Any) -> None:
-        gc.freeze()
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        gc.unfreeze()
 
     on_exception = on_train_end
 

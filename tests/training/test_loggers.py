@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -184,6 +185,31 @@ def test_tensorboard_has_its_rows_once_a_second_at_each_checkpoint_and_at_the_en
     board.log_metrics({"loss": 5.0}, 5)
     board.finalize("failed")
     assert scalars(tmp_path / "a") == [*written, (4, 4.0), (5, 5.0)]
+
+
+def test_a_row_that_tensorboard_cannot_write_costs_no_other(tmp_path, monkeypatch):
+    board = TensorBoard(tmp_path, name="", version="a")
+    add = board.experiment.add_scalar
+
+    def full(name, value, step, when):
+        if step == 1:
+            raise OSError(28, "No space left on device")
+        add(name, value, step, when)
+
+    monkeypatch.setattr(board.experiment, "add_scalar", full)
+    for step in range(4):
+        board.log_metrics({"loss": float(step)}, step)
+    with pytest.raises(OSError, match="No space"):
+        board.save(now=True)
+    board.finalize("failed")
+    assert scalars(tmp_path / "a") == [(0, 0.0), (2, 2.0), (3, 3.0)]
+
+
+def test_only_the_first_process_keeps_rows(tmp_path, monkeypatch):
+    board = TensorBoard(tmp_path, name="", version="a")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    board.log_metrics({"loss": 1.0}, 1)
+    assert board._waiting == []
 
 
 def test_what_tensorboard_cannot_take_is_said_where_it_is_logged(tmp_path):

@@ -1,4 +1,4 @@
-"""Small eager steps that nobody looks between: the same bits, counters and rows as Lightning's loop leaves."""
+"""Eager steps that nobody looks between: the same bits, counters and rows as Lightning's loop leaves."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mnist_lightning.data.loader import TensorLoader
 from mnist_lightning.errors import UserError
 from mnist_lightning.processes import Signals
 from mnist_lightning.run import Run
+from mnist_lightning.training import several
 from mnist_lightning.training.keeper import RunKeeper
 from mnist_lightning.training.several import UnseenSteps
 from mnist_lightning.training.trainer import make_trainer
@@ -71,6 +72,57 @@ def of_one(self: Net, batch: Any, batch_idx: int) -> Tensor:
     return Net.training_step(self, batch, batch_idx).reshape(1)
 
 
+def halves(self: Net, batch: Any, batch_idx: int) -> Tensor:
+    loss = Net.training_step(self, batch, batch_idx)
+    loss.register_hook(lambda gradient: gradient.mul_(0.5))  # in its place
+    return loss
+
+
+def unfreezes(self: Net, batch: Any, batch_idx: int) -> Tensor:
+    optimizer: Any = self.optimizers()
+    if batch_idx == 3 and len(optimizer.param_groups) == 1:
+        optimizer.add_param_group({"params": [self.extra], "lr": 0.1})
+    return Net.training_step(self, batch, batch_idx) + self.extra.square().sum() * batch[0].mean()
+
+
+class Unfreezes(Net):
+    training_step = unfreezes
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Parameter(torch.ones(3))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam([parameter for parameter in self.parameters() if parameter is not self.extra])
+
+
+def another_optimizer(self: Net, batch: Any, batch_idx: int) -> Tensor:
+    if batch_idx == 3:
+        self.trainer.optimizers = [torch.optim.SGD(self.parameters(), 0.1)]
+    return Net.training_step(self, batch, batch_idx)
+
+
+def nearer_end(self: Net, batch: Any, batch_idx: int) -> Tensor:
+    if batch_idx == 3:
+        self.trainer.fit_loop.epoch_loop.max_steps = 6
+    return Net.training_step(self, batch, batch_idx)
+
+
+def more_rows(self: Net, batch: Any, batch_idx: int) -> Tensor:
+    self.trainer.log_every_n_steps = 2 if batch_idx > 3 else 50  # type: ignore[attr-defined]
+    return Net.training_step(self, batch, batch_idx)
+
+
+def of_either_shape(self: Net, batch: Any, batch_idx: int) -> Tensor:
+    loss = Net.training_step(self, batch, batch_idx)
+    return loss.reshape(1) if batch_idx % 2 else loss
+
+
+def sized(self: Net, loss: Tensor, batch: Any, index: int) -> None:
+    self.log("by tensors", loss, on_epoch=True, on_step=False, batch_size=batch[0].abs().sum().int())
+    self.log("by thirds", loss, on_epoch=True, on_step=False, batch_size=1 / 3)  # type: ignore[arg-type]
+
+
 MODULES = {
     "as a user writes it": Net,
     "that logs and looks": logs(sees),
@@ -80,6 +132,14 @@ MODULES = {
     "that fails": steps(raises_at(7, ValueError("so"))),
     "that skips": steps(skips),
     "with a loss [1]": steps(of_one),
+    "with a loss [] or [1]": steps(of_either_shape),
+    "with a hook that changes its gradient": steps(halves),
+    "that unfreezes": Unfreezes,
+    "with another optimizer": steps(another_optimizer),
+    "that is to end sooner": steps(nearer_end),
+    "with more rows": steps(more_rows),
+    "that ends the epoch": steps(raises_at(7, StopIteration())),
+    "with sizes of its own": logs(sized),
     "with steps as dicts": steps(lambda self, batch, index: {"loss": self.loss(batch), "more": index}),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -96,10 +156,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("seconds", [0, 0.003])
+def test_they_follow_each_other_for_a_while(seconds: float, tmp_path: Path, taken: list[int], monkeypatch: Any):
+    monkeypatch.setattr(several, "PATIENCE", seconds)
+    by_both(Case(logs(sees), batches, settings={"log_every_n_steps": 50}, watched=False), tmp_path)
+    assert taken[:17] == [*range(17, 1, -1), 17] or seconds
+
+
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 def test_modules(module: Any, tmp_path: Path, taken: list[int]):
     by_both(Case(module, batches, settings={"log_every_n_steps": 50}, watched=False), tmp_path)
-    assert taken[:2] == [10, 5] or taken == [10]
+    assert taken[0] == 17
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -117,19 +184,13 @@ def ends(self: Net, outputs: Any, batch: Any, batch_idx: int) -> None:
     self.notes.append(batch_idx)
 
 
-class Large(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.more = nn.Linear(1000, 1000)
-
-
 LOOKED_AT: dict[str, Case] = {
     "by a callback": Case(Net, batches, lambda folder: [Looks()]),
     "by the module": Case(net(on_train_batch_end=ends), batches),
     "by rows": Case(Net, batches, settings={"log_every_n_steps": 1}),
     "by a schedule": Case(scheduled(lambda made: torch.optim.lr_scheduler.StepLR(made, 1)), batches),
     "by accumulation": Case(Net, batches, settings={"accumulate_grad_batches": 2}),
-    "of a large network": Case(Large, batches),
+    "by the clock": Case(Net, batches, settings={"val_check_interval": {"seconds": 3600}}),
 }
 
 
@@ -145,7 +206,7 @@ def test_a_checkpoint_every_so_many_steps_is_taken_there(tmp_path: Path, taken: 
     assert taken == []
 
 
-def test_the_step_whose_loss_is_not_finite_is_told_and_soon(tmp_path: Path, taken: list[int]):
+def test_the_step_whose_loss_is_not_finite_is_told(tmp_path: Path, taken: list[int]):
     seen: list[int] = []
 
     def breaks(self: Net, batch: Any, batch_idx: int) -> Tensor:
@@ -154,8 +215,12 @@ def test_the_step_whose_loss_is_not_finite_is_told_and_soon(tmp_path: Path, take
 
     with pytest.raises(UserError, match="not finite in epoch 1 at step 7:"):
         keep(tmp_path, steps(breaks))
-    assert taken == [10]
-    assert len(seen) == 10
+    assert taken[0] == 17
+
+
+def test_losses_of_either_shape_are_looked_at(tmp_path: Path, taken: list[int]):
+    keep(tmp_path, steps(of_either_shape))
+    assert taken[0] == 17
 
 
 def keep(folder: Path, module: Any, every_n_steps: int | None = None) -> None:

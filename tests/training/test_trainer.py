@@ -1,17 +1,14 @@
 """make_trainer: what it sets up in the process, for speed, what watches the training, and what it refuses."""
 
-import gc
 import os
 import subprocess
 import sys
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from both_loops import Net, loader
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
@@ -117,24 +114,6 @@ def test_the_threads_are_given_back_by_what_fails(tiny_digits, moment):
 
 
 # ---------------------------------------------------------------------- what watches it
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("fails", [False, True])
-def test_what_was_imported_is_not_looked_through_while_a_training_runs(tmp_path: Path, fails: bool):
-    counts = []
-
-    class Looks(Callback):
-        def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-            counts.append(gc.get_freeze_count())
-            if fails:
-                raise ValueError("so")
-
-    trainer = make_trainer({"max_steps": 1, "accelerator": "cpu", "default_root_dir": tmp_path}, [Looks()], fit=True)
-    with pytest.raises(ValueError, match="so") if fails else nullcontext():
-        trainer.fit(Net(), loader())
-    assert counts[0] > 10_000
-    assert gc.get_freeze_count() == 0
 
 
 def of_kind(trainer: Trainer, kind: type) -> list[type]:
