@@ -13,6 +13,7 @@ from mnist_lightning import MNISTDataModule, Predictor
 from mnist_lightning import fit as fit_in_python
 from mnist_lightning.commands.average import shifted
 from mnist_lightning.run import Run
+from mnist_lightning.training import several
 from mnist_lightning.training.checkpoints import read_checkpoint
 from mnist_lightning.training.keeper import RunKeeper
 
@@ -75,6 +76,7 @@ def test_a_killed_one_goes_on(fit, cli, tiny, tmp_path: Path, monkeypatch: pytes
 
     between = RunKeeper.between_batches
     monkeypatch.setattr(RunKeeper, "between_batches", stop_in_the_second)
+    monkeypatch.setattr(several, "PATIENCE", 0)  # batches are told of one by one
     result = cli("fit", *tiny, "--run", "a", "--seeds", 3)
     assert result.status == 143
     assert (
