@@ -59,9 +59,9 @@ class Clocked(Idiomatic):
 
 def bare(recipe: Recipe) -> float:
     net = recipe.network()
-    optimizer = recipe.optimizer(net.parameters())
+    optimizer, loader = recipe.optimizer(net.parameters()), data_of(recipe).train_dataloader()
     start = time.perf_counter()
-    for _, (images, labels) in zip(range(STEPS), data_of(recipe).train_dataloader(), strict=False):
+    for _, (images, labels) in zip(range(STEPS), loader, strict=False):
         optimizer.zero_grad()
         recipe.loss(net(images), labels).backward()
         optimizer.step()

@@ -42,6 +42,13 @@ def test_help_without_a_command(cli):
         assert all(f"mnist_lightning {command} " in result.out for command in ("fit", "test", "validate", "convert"))
 
 
+@pytest.mark.parametrize(("words", "frozen"), [("", True), ('["report", "nope"]', False)])
+def test_the_program_alone_puts_its_imports_out_of_the_collectors_sight(words: str, frozen: bool):
+    code = f"import gc, sys; from mnist_lightning.cli import main; main({words}); print(gc.get_freeze_count() > 1000)"
+    done = subprocess.run([sys.executable, "-c", code, "report", "nope"], cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout == f"{frozen}\n"
+
+
 def test_version(cli):
     assert cli("--version").out == "0.1.0\n"
 
