@@ -51,7 +51,8 @@ def sees(self: Net, loss: Tensor, batch: Any, index: int) -> None:
 
 
 def widths(self: Net, loss: Tensor, batch: Any, index: int) -> None:
-    self.log("mean", loss.double() if index % 3 == 1 else loss, on_epoch=True, on_step=False)
+    self.log("mean", loss.double() if index == 6 else loss, on_epoch=True, on_step=False)
+    self.log("number", loss if index % 5 else 0.1 * index, on_epoch=True, on_step=False)
     self.log("infinite", loss / (index != 6), on_epoch=True, on_step=False, batch_size=index)
 
 
@@ -120,7 +121,7 @@ def of_either_shape(self: Net, batch: Any, batch_idx: int) -> Tensor:
 
 def sized(self: Net, loss: Tensor, batch: Any, index: int) -> None:
     self.log("by tensors", loss, on_epoch=True, on_step=False, batch_size=batch[0].abs().sum().int())
-    self.log("by thirds", loss, on_epoch=True, on_step=False, batch_size=1 / 3)  # type: ignore[arg-type]
+    self.log("by parts", loss, on_epoch=True, on_step=False, batch_size=0.1 + 0.37 * index)  # type: ignore[arg-type]
 
 
 MODULES = {
@@ -218,16 +219,30 @@ def test_the_step_whose_loss_is_not_finite_is_told(tmp_path: Path, taken: list[i
     assert taken[0] == 17
 
 
+def test_what_is_random_in_a_step_is_the_same_alone(tmp_path: Path, taken: list[int], monkeypatch: pytest.MonkeyPatch):
+    weights = []
+    for seconds in (several.PATIENCE, 0):
+        monkeypatch.setattr(several, "PATIENCE", seconds)
+        (tmp_path / str(seconds)).mkdir()
+        module = keep(tmp_path / str(seconds), Net)  # with dropout
+        weights.append(torch.cat([weight.flatten() for weight in module.state_dict().values()]))
+    assert torch.equal(*weights)
+    assert taken[:2] == [17, 17]
+
+
 def test_losses_of_either_shape_are_looked_at(tmp_path: Path, taken: list[int]):
     keep(tmp_path, steps(of_either_shape))
     assert taken[0] == 17
 
 
-def keep(folder: Path, module: Any, every_n_steps: int | None = None) -> None:
+def keep(folder: Path, module: Any, every_n_steps: int | None = None) -> Net:
+    torch.manual_seed(3)
+    model = module()
     run, signals = Run(folder / "run"), Signals()
     run.folder.mkdir()
     settings = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": folder, "log_every_n_steps": 50}
     try:
-        make_trainer(settings, [RunKeeper(run, signals, None, every_n_steps)], fit=True).fit(module(), batches())
+        make_trainer(settings, [RunKeeper(run, signals, None, every_n_steps)], fit=True).fit(model, batches())
     finally:
         signals.restore()
+    return model  # type: ignore[no-any-return]
