@@ -52,7 +52,7 @@ def sees(self: Net, loss: Tensor, batch: Any, index: int) -> None:
 
 def widths(self: Net, loss: Tensor, batch: Any, index: int) -> None:
     self.log("mean", loss.double() if index == 6 else loss, on_epoch=True, on_step=False)
-    self.log("number", loss if index % 5 else 0.1 * index, on_epoch=True, on_step=False)
+    self.log("number", loss if index % 5 else 1e5 / 3, on_epoch=True, on_step=False)
     self.log("infinite", loss / (index != 6), on_epoch=True, on_step=False, batch_size=index)
 
 
@@ -121,7 +121,7 @@ def of_either_shape(self: Net, batch: Any, batch_idx: int) -> Tensor:
 
 def sized(self: Net, loss: Tensor, batch: Any, index: int) -> None:
     self.log("by tensors", loss, on_epoch=True, on_step=False, batch_size=batch[0].abs().sum().int())
-    self.log("by parts", loss, on_epoch=True, on_step=False, batch_size=0.1 + 0.37 * index)  # type: ignore[arg-type]
+    self.log("by parts", loss, on_epoch=True, on_step=False, batch_size=1e7 / 3 + index)  # type: ignore[arg-type]
 
 
 MODULES = {
