@@ -3,8 +3,8 @@
 It does what Lightning's loop does, in its order, for any LightningModule and any loader, but calls only hooks that
 somebody overrides, and collects what was logged only when somebody looks. Which way is taken is decided at the start
 of each epoch: whatever is not fully known goes to Lightning's own code. Lightning's private names are in this file
-and those that belong to it, optimization.py, several.py and loop_state.py; `training.trainer.quick` puts it in place
-for those versions of Lightning that the tests know.
+and those that belong to it: optimization.py, several.py, evaluation_loop.py, heard.py and loop_state.py;
+`training.trainer.quick` puts it in place for those versions of Lightning that the tests know.
 """
 
 import random
@@ -12,33 +12,18 @@ import signal
 from typing import Any
 
 import numpy
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops import _FitLoop
-from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Generator, is_anomaly_enabled
 
 from mnist_lightning.data.loader import derived_seed, seed_generators
+from mnist_lightning.training.evaluation_loop import QuickEvaluation
+from mnist_lightning.training.heard import AROUND, INSIDE, OWN_WAYS, heard, is_known, moves, overrides
 from mnist_lightning.training.loop_state import restore_sums
-from mnist_lightning.training.optimization import OWN_WAYS, QuickLog, QuickOptimization
+from mnist_lightning.training.optimization import QuickLog, QuickOptimization
 from mnist_lightning.training.rows import Rows
 from mnist_lightning.training.several import SeveralSteps, UnseenSteps, plan_steps
-
-AROUND = ("on_train_batch_start", "on_train_batch_end")
-INSIDE = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
-TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-# As they are before anybody replaces them: a test may patch the class itself.
-ORIGINALS: dict[type, dict[str, Any]] = {
-    base: {hook: getattr(base, hook, None) for hook in (*AROUND, *INSIDE, *OWN_WAYS, *TRANSFER, "log")}
-    for base in (Callback, LightningModule, LightningDataModule)
-}
-
-
-def overrides(thing: Any, hook: str, base: type) -> bool:
-    return hook in vars(thing) or getattr(type(thing), hook, None) is not ORIGINALS[base][hook]
 
 
 def put_in_place(trainer: Trainer, step: str = "eager") -> None:
@@ -46,6 +31,8 @@ def put_in_place(trainer: Trainer, step: str = "eager") -> None:
     trainer.fit_loop.__class__ = QuickFit
     trainer.fit_loop.epoch_loop.__class__ = QuickLoop
     trainer.fit_loop.epoch_loop.automatic_optimization.__class__ = QuickOptimization
+    for evaluation in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
+        evaluation.__class__ = QuickEvaluation
     trainer.fit_loop.epoch_loop.step, trainer.fit_loop.epoch_loop.rows = step, Rows(trainer)
 
 
@@ -122,7 +109,7 @@ class QuickLoop(_TrainingEpochLoop):
     def _plan(self, fetcher: Any) -> None:
         """Decides what of this epoch is done here, and who hears of it."""
         trainer = self.trainer
-        module, strategy, data = trainer.lightning_module, trainer.strategy, trainer.datamodule
+        module = trainer.lightning_module
         loaders = fetcher.combined_loader.flattened
         self._loader = loaders[0] if len(loaders) == 1 and hasattr(loaders[0], "weight") else None
         self._planned_on = self._facts()
@@ -132,9 +119,7 @@ class QuickLoop(_TrainingEpochLoop):
         # With Lightning's own handler of SIGTERM ranks tell each other of it at each batch.
         lightnings_signals = type(signal.getsignal(signal.SIGTERM)).__module__.startswith("lightning")
         self._quick = (
-            type(fetcher) is _PrefetchDataFetcher
-            and type(trainer.profiler) is PassThroughProfiler
-            and type(strategy) in (SingleDeviceStrategy, DDPStrategy)
+            is_known(trainer, fetcher)
             and type(self.automatic_optimization) is QuickOptimization
             and module.automatic_optimization
             and len(trainer.optimizers) == 1
@@ -143,23 +128,12 @@ class QuickLoop(_TrainingEpochLoop):
         if not self._quick:
             plan_steps(self, None, [], "Lightning's own code takes them here")
             return
-        ready = getattr(self._loader, "device", None) == strategy.root_device  # and in float32
-        self._moves = (
-            not ready
-            or type(trainer.precision_plugin) not in (Precision, MixedPrecision)
-            or any(
-                overrides(module, hook, LightningModule) or (data and overrides(data, hook, LightningDataModule))
-                for hook in TRANSFER
-            )
-        )
-        heard = {
-            hook: [getattr(c, hook) for c in trainer.callbacks if overrides(c, hook, Callback)]
-            for hook in (*AROUND, *INSIDE)
-        }
+        self._moves = moves(trainer, self._loader)
+        of_callbacks = {hook: heard(trainer, hook) for hook in (*AROUND, *INSIDE)}
         own = {hook for hook in (*AROUND, *INSIDE, *OWN_WAYS, "log") if overrides(module, hook, LightningModule)}
-        self._starts, self._ends = (heard[hook] for hook in AROUND)
+        self._starts, self._ends = (of_callbacks[hook] for hook in AROUND)
         self._module_start, self._module_end = (getattr(module, hook) if hook in own else None for hook in AROUND)
-        inside = any(heard[hook] or hook in own for hook in INSIDE)
+        inside = any(of_callbacks[hook] or hook in own for hook in INSIDE)
         self.log_at_end = QuickLog(trainer, module, self._results, "on_train_batch_end")
         self.automatic_optimization.plan(inside, own)
         listeners = [getattr(hook, "__self__", hook) for hook in (*self._starts, *self._ends)]

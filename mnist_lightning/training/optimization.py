@@ -17,10 +17,10 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from mnist_lightning.training.graphs import GraphSteps
+from mnist_lightning.training.heard import OWN_WAYS
 
 BACKWARD = Tensor.backward  # as it is before anybody replaces it
 ENGINE: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
-OWN_WAYS = ("optimizer_step", "backward", "optimizer_zero_grad", "configure_gradient_clipping")
 
 
 class QuickOptimization(_AutomaticOptimization):
