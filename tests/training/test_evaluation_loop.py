@@ -38,8 +38,9 @@ def evaluated(
     net, data, calls = module(), loaders(), made()
     trainer = Trainer(
         accelerator="cpu", default_root_dir=folder, callbacks=calls,
-        **{"logger": CSVLogger(folder, name="", version="0"), "max_epochs": 2, "log_every_n_steps": 2, "num_sanity_val_steps": 1, "enable_model_summary": False,
-           "enable_progress_bar": False, "enable_checkpointing": False} | settings,
+        **{"logger": CSVLogger(folder, name="", version="0"), "max_epochs": 2, "log_every_n_steps": 2,
+           "num_sanity_val_steps": 1, "enable_model_summary": False, "enable_progress_bar": False,
+           "enable_checkpointing": False} | settings,
     )  # fmt: skip
     if quickly:
         quick(trainer)
