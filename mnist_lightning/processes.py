@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -19,6 +20,19 @@ def is_first_process() -> bool:
     """Whether this is the one process that makes folders, before Lightning can tell (torchrun, Slurm, Lightning)."""
     ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
+@cache
+def computes_in_bf16(accelerator: str | None = None) -> bool:
+    """Whether the processor that Lightning will take has bf16 arithmetic; emulated, it takes ten times as long."""
+    import torch
+
+    if torch.cuda.is_available() and accelerator != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.12 or so
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 class Interrupted(BaseException):

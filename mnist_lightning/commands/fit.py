@@ -87,6 +87,11 @@ def train_one(pairs: Pairs, signals: Signals, test: bool = True) -> Result:
     start = find_start(pairs)
     settings = merged(start.settings + with_files(pairs))
     config = parsed("fit", settings)
+    written = merged(with_files(pairs, as_written=True)).get("trainer.precision")
+    if is_first_process() and written and settings["trainer.precision"] is None:
+        say(
+            f"In float32: the recipe's {written} is slow on this processor; --trainer.precision {written} insists on it"
+        )
     seed_everything(config.seed, verbose=False)
     asked = config.trainer.arguments()
     if start.checkpoint:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 
 from mnist_lightning.console import say
@@ -89,8 +88,8 @@ def plain_settings(asked: dict[str, Any], recipe: str | None) -> Pairs:
     """The settings of plain `fit`; none where a recipe or a model is asked for."""
     if recipe is not None or "model" in asked:
         return []
-    slow = not _computes_in_bf16(asked.get("trainer.accelerator"))
-    return [*file_pairs(Path("cnn")), ("data.source", "auto"), *[("trainer.precision", None)] * slow]
+    where = [pair for pair in asked.items() if pair[0] == "trainer.accelerator"]
+    return [*[pair for pair in with_files([("config", "cnn"), *where]) if pair[0] != "config"], ("data.source", "auto")]
 
 
 def _state_of(file: Path) -> tuple[int, int] | None:
@@ -137,14 +136,6 @@ def start_from_weights(model: Any, file: Path) -> None:
     fresh = load_fitting_weights(model, read_weights(file), file)
     if is_first_process():
         say(f"Starts from the weights of {file}" + (f"; fresh are {', '.join(fresh)}" if fresh else ""))
-
-
-def _computes_in_bf16(accelerator: str | None) -> bool:
-    """Whether the processor that Lightning will take has bf16 arithmetic; without it, autocast makes a CPU slower."""
-    if torch.cuda.is_available() and accelerator != "cpu":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12 or so
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 def check_resumable(start: Start, model: Any, data: Any, trainer: Trainer, freeze: list[str]) -> None:

@@ -111,14 +111,35 @@ def test_files_say_where_a_run_lies_like_any_setting(tiny, cli, tmp_path: Path):
 
 def test_plain_fit_is_the_recipe_cnn(cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch):
     data = ["--data.root", tiny_mnist, "--data.val_size", 50, "--trainer.max_steps", 1]
-    monkeypatch.setattr("mnist_lightning.commands.start._computes_in_bf16", lambda accelerator: True)
+    monkeypatch.setattr("mnist_lightning.words.computes_in_bf16", lambda accelerator: True)
     assert cli("fit", *data).status == 0
     assert cli("fit", "--config", "cnn", *data).status == 0
     plain = settings_of("cnn")
     assert plain == settings_of("cnn-2")
-    monkeypatch.setattr("mnist_lightning.commands.start._computes_in_bf16", lambda accelerator: False)
+    monkeypatch.setattr("mnist_lightning.words.computes_in_bf16", lambda accelerator: False)
     assert cli("fit", *data).status == 0
     assert settings_of("cnn-3") == plain.replace("precision: bf16-mixed", "precision: null")
+
+
+def test_bf16_of_a_recipe_is_for_processors_that_have_it(cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mnist_lightning.words.computes_in_bf16", lambda accelerator: False)
+    monkeypatch.setattr("mnist_lightning.training.trainer.computes_in_bf16", lambda accelerator: False)
+    Path("mine.yaml").write_text("trainer: {precision: bf16-mixed}\n")
+    fit = ["fit", "--data.root", tiny_mnist, "--data.val_size", 50, "--trainer.max_steps", 1, "--config", "fast"]
+
+    def precision_of(*words: object) -> tuple[str, bool, bool]:
+        ran = cli(*fit, *words)
+        assert ran.status == 0
+        run = sorted(RUNS.iterdir(), key=lambda folder: folder.stat().st_mtime)[-1].name
+        precision = yaml.safe_load(settings_of(run))["trainer"]["precision"]
+        return precision, "In float32: the recipe's bf16-mixed is slow" in ran.out, "bf16-mixed is slow on" in ran.out
+
+    assert precision_of("--run", "a") == (None, True, True)
+    assert precision_of("--run", "b", "--trainer.precision", "bf16-mixed") == ("bf16-mixed", False, True)
+    assert precision_of("--run", "c", "--config", "mine.yaml") == ("bf16-mixed", False, True)
+    assert precision_of("--run", "d", "--trainer.precision", "64-true") == ("64-true", False, False)
+    assert cli(*fit, "--run", "a", "--ckpt_path", "last").status == 0  # and not: in bf16 now
+    assert cli("test", "--run", "a").status == 0
 
 
 def test_config_yaml_makes_the_same_run_again(fit, cli):
