@@ -12,14 +12,23 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from mnist_lightning.training.heard import EVALUATION, heard, is_known, moves, overrides
 from mnist_lightning.training.optimization import QuickLog
 
+Heard = tuple[str, list[Callable[..., Any]]]  # a hook, and who listens to it
+
 
 class QuickEvaluation(_EvaluationLoop):
     _quick = False
+    _start: Heard = ("", [])
+    _end: Heard = ("", [])
+    _log: QuickLog | None = None
 
     def on_run_start(self) -> None:
         super().on_run_start()
         self._quick = is_known(self.trainer, self._data_fetcher)
-        self._planned_on: tuple[int, int] | None = None
+        self._planned_on: tuple[int, ...] = ()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self._start, self._end, self._log = ("", []), ("", []), None  # they hold the module
 
     def _plan(self, dataloader_idx: int) -> None:
         trainer, module = self.trainer, self.trainer.lightning_module
@@ -46,7 +55,7 @@ class QuickEvaluation(_EvaluationLoop):
         if not self._quick:
             return super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
         trainer, progress, results = self.trainer, self.batch_progress, self._results
-        if self._planned_on != (facts := (len(trainer.callbacks), dataloader_idx)):
+        if self._planned_on != (facts := (dataloader_idx, *map(id, trainer.callbacks))):
             self._plan(dataloader_idx)
             self._planned_on = facts
         module: Any = trainer.lightning_module
@@ -69,7 +78,8 @@ class QuickEvaluation(_EvaluationLoop):
             output = getattr(trainer.strategy, self._step)(batch, *numbers)
         finally:
             names["_current_fx_name"] = outer
-            names.pop("log", None)
+            if self._log is not None:
+                names.pop("log", None)
         progress.increment_processed()
         self._tell(self._end, output, batch, batch_idx, *index)
         shown = any(item.meta.on_step for item in results.values())
@@ -85,7 +95,7 @@ class QuickEvaluation(_EvaluationLoop):
         if not progress.is_last_batch and trainer.received_sigterm:
             raise SIGTERMException
 
-    def _tell(self, whom: tuple[str, list[Callable[..., Any]]], *args: Any) -> None:
+    def _tell(self, whom: Heard, *args: Any) -> None:
         names = vars(self.trainer.lightning_module)
         outer, names["_current_fx_name"] = names["_current_fx_name"], whom[0]
         for hear in whom[1]:

@@ -29,7 +29,8 @@ def overrides(thing: Any, hook: str, base: type) -> bool:
 
 def heard(trainer: Trainer, hook: str) -> list[Any]:
     """The callbacks' own methods for a hook."""
-    return [getattr(callback, hook) for callback in trainer.callbacks if overrides(callback, hook, Callback)]
+    found = [getattr(callback, hook) for callback in trainer.callbacks if overrides(callback, hook, Callback)]
+    return [method for method in found if callable(method)]
 
 
 def is_known(trainer: Trainer, fetcher: Any) -> bool:

@@ -164,7 +164,7 @@ class RunKeeper(Checkpoint):
         if isinstance(trainer.train_dataloader, TensorLoader):
             batches = trainer.fit_loop.total_batch_idx + 1
             values["images"] = trainer.train_dataloader.images_after(batches, int(trainer.num_training_batches))
-        log: Any = getattr(trainer.fit_loop.epoch_loop, "log_at_end", self.log) if on_step else self.log
+        log: Any = (on_step and getattr(trainer.fit_loop.epoch_loop, "log_at_end", None)) or self.log
         for name, value in values.items() if trainer.loggers else ():
             log(name, torch.tensor(value, dtype=torch.float64), on_step=on_step, on_epoch=not on_step)
 

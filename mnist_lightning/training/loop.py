@@ -58,6 +58,7 @@ class QuickLoop(_TrainingEpochLoop):
     several: SeveralSteps | None = None
     unseen: UnseenSteps | None = None
     rows: Rows  # for the loggers
+    log_at_end: QuickLog | None = None  # `self.log` of callbacks, after a batch
     _validates: bool | None = None
     _uncollected = False
     _drawn = False  # whether the order of the batches comes from random generators
@@ -149,7 +150,7 @@ class QuickLoop(_TrainingEpochLoop):
         trainer = self.trainer
         groups = [(id(optimizer), len(optimizer.param_groups)) for optimizer in trainer.optimizers]
         limits = self.max_steps, trainer.accumulate_grad_batches, trainer.log_every_n_steps
-        return len(trainer.callbacks), groups, limits
+        return [*map(id, trainer.callbacks)], groups, limits
 
     def _should_check_val_epoch(self) -> bool:
         # Lightning looks through the module's methods at each batch
@@ -255,6 +256,9 @@ class QuickLoop(_TrainingEpochLoop):
         if self.automatic_optimization.graphs is not None:
             self.automatic_optimization.graphs.end()
         self.automatic_optimization.graphs = self.several = self.unseen = None
+        self._starts = self._ends = self._between = []  # what follows holds the module, or cannot be pickled
+        self._module_start = self._module_end = self.log_at_end = None
+        self.automatic_optimization._log = self.automatic_optimization._raw_step = None
 
     def _collect(self, now: bool = False) -> None:
         """What Lightning does after each batch: shows callbacks and bars what was logged."""

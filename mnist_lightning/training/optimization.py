@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import isfunction, unwrap
+from inspect import isfunction, signature, unwrap
 from typing import Any
 
 import numpy
@@ -21,6 +21,7 @@ from mnist_lightning.training.heard import OWN_WAYS
 
 BACKWARD = Tensor.backward  # as it is before anybody replaces it
 ENGINE: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
+BEFORE_SIZE = list(signature(LightningModule.log).parameters).index("batch_size") - 3  # arguments after the value
 
 
 class QuickOptimization(_AutomaticOptimization):
@@ -68,7 +69,7 @@ class QuickOptimization(_AutomaticOptimization):
             module.tell_several(losses, logits, labels)
         finally:
             names["_current_fx_name"] = outer
-            names.pop("log", None)
+            del names["log"]
 
     def step(self, batch: Any, index: int) -> dict[str, Any]:
         """What training_step returned, its loss detached."""
@@ -126,7 +127,8 @@ class QuickOptimization(_AutomaticOptimization):
             return module.training_step(*args) if direct else strategy.training_step(*args)
         finally:
             names["_current_fx_name"] = outer
-            names.pop("log", None)
+            if self._log is not None:
+                names.pop("log", None)
 
     def _loss_of(self, out: Any) -> Tensor | None:
         """The loss in what is no plain tensor, in Lightning's words if there is none; None skips the step."""
@@ -174,8 +176,11 @@ class QuickLog:
             if self._waiting:
                 self._add_up()
             log: Any = LightningModule.log
-            log(self.module, name, value, *args, batch_size=batch_size, **kwargs)
-            item = self.results.get(f"{self.hook}.{name}")
+            if batch_size is not None:
+                kwargs["batch_size"] = batch_size
+            log(self.module, name, value, *args, **kwargs)
+            item = None if len(args) > BEFORE_SIZE else self._item(name)
+            kwargs.pop("batch_size", None)
             warns = not self.has_logger and (args[1:2] or kwargs.get("logger"))
             if item is not None and not (
                 warns or item.meta.enable_graph or (item.meta.sync.should and item.meta.on_step)
@@ -233,6 +238,15 @@ class QuickLog:
             item.value, item.cumulated_batch_size = torch.tensor(total), item.cumulated_batch_size + images
             item._computed, item.has_reset, item._update_count = None, False, item._update_count + count
         self._waiting = []
+
+    def _item(self, name: str) -> Any:
+        """What Lightning has just logged under a name; None if that cannot be told."""
+        index = self.results.dataloader_idx
+        for key in (f"{self.hook}.{name}", f"{self.hook}.{name}.{index}"):
+            item = self.results.get(key)
+            if item is not None and (item.meta.name, item.meta.dataloader_idx) == (name, index):
+                return item
+        return None
 
     def _only_adds(self, item: Any, value: Any) -> bool:
         """Whether this is not the first of an epoch, and of the same kind and place."""

@@ -1,7 +1,10 @@
 """To validate and to test by QuickEvaluation is to do so by Lightning's loop: results, calls, rows, counters."""
 
+import gc
 import itertools
+import pickle
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +155,9 @@ LOGS: dict[str, Callable[[Net, Any, Any, int], Any]] = {
     "not a number": lambda self, loss, batch, index: self.log("a", loss / 0 * 0),
     "sizes": lambda self, loss, batch, index: self.log("a", loss, batch_size=index),
     "an index in its name": lambda self, loss, batch, index: self.log("a/dataloader_idx_0", loss),
+    "a size by its place": lambda self, loss, batch, index: self.log(
+        "a", loss, False, None, None, None, "mean", False, False, None, True, 7
+    ),
     "unseen": lambda self, loss, batch, index: self.notes.append(dict(self.trainer.callback_metrics)),
 }
 
@@ -169,6 +175,18 @@ def test_a_log_of_ones_own(tmp_path: Path):
     assert by_both(tmp_path, evaluates(loss_only, log=log))["notes"]
 
 
+def test_a_log_that_is_put_in_its_place(tmp_path: Path):
+    class Told(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log = lambda name, value, **how: self.notes.append((name, value))  # type: ignore[method-assign]
+
+    found = by_both(tmp_path, net(Told, validation_step=loss_only, test_step=loss_only))
+    assert (
+        len(found["notes"]) == 1 + 2 * 7 + 2 * 7 + 7 + 7
+    )  # sanity check, 2 epochs of training and of validation, the rest
+
+
 # ---------------------------------------------------------------------- what is stepped through
 
 
@@ -184,6 +202,11 @@ def of_several(self: Net, batch: Any, batch_idx: int, dataloader_idx: int) -> No
 
 def of_several_mixed(self: Net, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
     self.log("mixed", self.loss(batch), add_dataloader_idx=False)
+
+
+def of_names_alike(self: Net, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    self.log("v", self.loss(batch))
+    self.log("v.1", torch.tensor(100.0), add_dataloader_idx=dataloader_idx == 1)
 
 
 def of_iterator(self: Net, dataloader_iter: Any) -> None:
@@ -228,6 +251,7 @@ STEPS: dict[str, tuple[Any, Callable[[], Any]]] = {
     "without an index": (without_index, points),
     "two loaders": (of_several, two),
     "two loaders, one name": (of_several_mixed, two),
+    "two loaders, names alike": (of_names_alike, two),
     "two loaders, no index": (loss_only, two),
     "three loaders": (of_several, lambda: [points(batch_size=30), points(40), points(20)]),
     "an iterator": (of_iterator, points),
@@ -307,6 +331,64 @@ def test_a_step_that_is_replaced(tmp_path: Path):
         module.test_step = lambda batch, batch_idx: module.log("val_loss", float(batch_idx))
 
     by_both(tmp_path, evaluates(loss_only), made=lambda: [callbacks.LambdaCallback(on_test_batch_start=replace)])
+
+
+def test_a_callback_that_takes_anothers_place(tmp_path: Path):
+    first: list[Any] = []
+
+    def noting(word: str, **more: Any) -> callbacks.Callback:
+        return callbacks.LambdaCallback(on_test_batch_start=lambda *args: args[1].notes.append(word), **more)
+
+    def replace(trainer: Trainer, module: Any, *args: Any) -> None:
+        if args[-1] == 2:
+            trainer.callbacks[:] = [noting("second") if call is first[-1] else call for call in trainer.callbacks]
+
+    def made() -> list[Any]:
+        first.append(noting("first", on_test_batch_end=replace))
+        return [first[-1]]
+
+    assert by_both(tmp_path, evaluates(loss_only), made=made)["notes"] == ["first"] * 3 + ["second"] * 4
+
+
+def test_a_hook_that_is_none(tmp_path: Path):
+    def made() -> list[Any]:
+        silent: Any = callbacks.Callback()
+        silent.on_validation_batch_start = silent.on_test_batch_end = silent.on_train_batch_end = None
+        return [silent]
+
+    by_both(tmp_path, evaluates(loss_only), made=made)
+
+
+def plain_trainer(folder: Path) -> Trainer:
+    silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return quick(
+        Trainer(
+            accelerator="cpu", max_epochs=-1, max_steps=7, enable_checkpointing=False, default_root_dir=folder, **silent
+        )
+    )
+
+
+def test_the_next_model_frees_the_one_before(tmp_path: Path):
+    trainer = plain_trainer(tmp_path)
+
+    def run() -> Any:
+        model = evaluates(loss_only)()
+        trainer.validate(model, points(), verbose=False)
+        trainer.fit_loop.epoch_loop.max_steps = trainer.global_step + 7
+        trainer.fit(model, loader(), points())
+        trainer.test(model, points(), verbose=False)
+        return weakref.ref(model)
+
+    first = run()
+    assert run()() is not None
+    gc.collect()
+    assert first() is None
+
+
+def test_a_trainer_can_be_pickled_after_its_fit(tmp_path: Path):
+    trainer = plain_trainer(tmp_path)
+    trainer.fit(Net(), loader(), points())
+    assert pickle.loads(pickle.dumps(trainer)).global_step == 7
 
 
 def test_sigterm_in_the_middle(tmp_path: Path):
