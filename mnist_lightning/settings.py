@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -149,7 +149,8 @@ def _add_class(parser: Any, flag: str, kind: type) -> Any:
     return parser
 
 
-def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
+@lru_cache(maxsize=16)  # a training parses its settings twice
+def _parser_of(command: str, classes: tuple[tuple[str, type], ...]) -> Any:
     """The jsonargparse parser of a command, with these classes of model and data."""
     from lightning.pytorch import Trainer
 
@@ -188,7 +189,7 @@ def _parser_of(command: str, classes: Mapping[str, type]) -> Any:
         add("--checkpoint.every_n_seconds", type=float | None, default=30.0, help=seconds)
         steps = "Write last.ckpt after so many optimizer steps, too."
         add("--checkpoint.every_n_steps", type=int | None, default=None, help=steps)
-    for flag, kind in classes.items():
+    for flag, kind in classes:
         _add_class(parser, flag, kind)
     if command != "convert":
         parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"callbacks", "logger", "plugins"})
@@ -206,9 +207,10 @@ def parsed(command: str, settings: Mapping[str, Any]) -> Any:
     defaults = {"model": "CNN", "data": "MNISTDataModule"} if command == "fit" else {"data": "MNISTDataModule"}
     classes = {flag: settings[flag] if flag in settings else class_of(flag, name) for flag, name in defaults.items()}
     classes |= {flag: settings[flag] for flag in ("model", "data") if flag in settings}
-    parser = _parser_of(command, classes)
     given = {name: value for name, value in settings.items() if name not in classes}
-    if given.pop("help", False):
+    asked_for_help = given.pop("help", False)
+    parser = (_parser_of.__wrapped__ if asked_for_help else _parser_of)(command, tuple(classes.items()))
+    if asked_for_help:  # which shows what is given in the place of the defaults
         parser.set_defaults({name: value for name, value in given.items() if f"--{name}" in _flags(parser)})
         parser.print_help()
         raise SystemExit(0)
@@ -252,9 +254,10 @@ def _checked(parser: Any, settings: Mapping[str, Any]) -> Any:
     return config
 
 
-def taken_by(flag: str, kind: type) -> set[str]:
+@lru_cache(maxsize=16)
+def taken_by(flag: str, kind: type) -> frozenset[str]:
     """The settings of a class."""
-    return {name.removeprefix("--") for name in _flags(_add_class(_parser(), flag, kind))}
+    return frozenset(name.removeprefix("--") for name in _flags(_add_class(_parser(), flag, kind)))
 
 
 def _flags(parser: Any) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def with_files(pairs: Pairs, as_written: bool = False) -> Pairs:
     found = [pair for _, own in files for pair in own]
     if not as_written and not computes_in_bf16(merged(found + pairs).get("trainer.accelerator")):
         found = [
-            (name, None if name == "trainer.precision" and not file.is_file() and "bf16" in str(value) else value)
+            (name, None if name == "trainer.precision" and _is_ours(file) and "bf16" in str(value) else value)
             for file, own in files
             for name, value in own
         ]
@@ -94,6 +94,11 @@ def recipe(name: str) -> Path:
     installed = Path(__file__).with_name("configs")
     folder = installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
     return folder / f"{name.removesuffix('.yaml')}.yaml"
+
+
+def _is_ours(file: Path) -> bool:
+    ours = recipe(file.stem)
+    return ours.is_file() and (not file.is_file() or file.resolve() == ours.resolve())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def _logs() -> Undo:
 
     def undo() -> None:
         for logger, level, handlers, propagate, disabled in before:
-            logger.setLevel(logging.INFO if logger in new else level)
+            level = logging.INFO if logger in new else level
+            if logger.level != level:  # to set it empties the caches of all loggers
+                logger.setLevel(level)
             logger.disabled = disabled
             if logger not in new:
                 logger.handlers[:], logger.propagate = handlers, propagate

@@ -105,7 +105,7 @@ def _settings_of(checkpoint: dict[str, Any], file: Path, root: Path, asked: dict
         say(f"{own} is not there: model and data are set as the checkpoint has them, the rest as by default or given")
     # A file from elsewhere: its model and data, as plain values; nothing that could name code.
     state, data = checkpoint[STATE], asked.get("data", MNISTDataModule)
-    model = asked.get("model") or check_model(checkpoint, file)
+    model: Any = asked.get("model") or check_model(checkpoint, file)
     values = {"trainer.precision": state["precision"], "trainer.accumulate_grad_batches": state["accumulate"]}
     values |= {"freeze": state.get("freeze") or None, "loop.step": state.get("step_by", "eager")}
     for group, kind, entry in (("model", model, "hyper_parameters"), ("data", data, "datamodule_hyper_parameters")):

@@ -135,6 +135,8 @@ def test_bf16_of_a_recipe_is_for_processors_that_have_it(cli, tiny_mnist: Path, 
         return precision, "In float32: the recipe's bf16-mixed is slow" in ran.out, "bf16-mixed is slow on" in ran.out
 
     assert precision_of("--run", "a") == (None, True, True)
+    by_path = [*fit[:-1], Path(__file__).parents[2] / "configs" / "fast.yaml"]
+    assert "In float32" in cli(*by_path, "--run", "by path").out
     assert precision_of("--run", "b", "--trainer.precision", "bf16-mixed") == ("bf16-mixed", False, True)
     assert precision_of("--run", "c", "--config", "mine.yaml") == ("bf16-mixed", False, True)
     assert precision_of("--run", "d", "--trainer.precision", "64-true") == ("64-true", False, False)

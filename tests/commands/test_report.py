@@ -222,7 +222,7 @@ def test_a_network_and_data_of_the_users_own(mine, cli):
     assert "First layer" in page(RUNS / "a" / "report")  # what each unit weighs the pixels with
 
 
-@pytest.mark.parametrize("kind", ["affine", "all"])
+@pytest.mark.parametrize("kind", ["affine", pytest.param("all", marks=pytest.mark.slow)])
 def test_what_augmentation_made_of_digits(fit, cli, kind):
     fit("--data.augment", kind, "--run", "changed")
     cli("report", "changed")

@@ -163,7 +163,10 @@ def test_initial_weights_are_torchs_own():
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*")))
+NAMES = sorted(file.stem for file in CONFIGS.glob("*"))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "best_gpu")) for n in NAMES])
 def test_every_recipe_trains(name: str, cli, tiny_mnist: Path):
     words = ["--data.root", tiny_mnist, "--data.train_size", 200, "--trainer.max_steps", 2]
     if name not in ARTICLES:

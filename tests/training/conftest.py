@@ -18,7 +18,7 @@ from processes import Process, ended  # noqa: E402
 
 # of small trainings, hundreds of them; of processes, some seconds each
 TABLES = (
-    "test_loop.py", "test_optimization.py", "test_keeper.py",
+    "test_loop.py", "test_evaluation_loop.py", "test_optimization.py", "test_keeper.py",
     "test_ddp.py", "test_disk_full.py", "test_fuzz_checkpoints.py", "test_resume.py", "test_signals.py",
 )  # fmt: skip
 
