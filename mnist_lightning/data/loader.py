@@ -37,10 +37,10 @@ class TensorLoader:
 
     `subset` (int [M]) restricts it to some images. With `shuffle` and `balanced` an epoch's M images are drawn evenly
     from the classes that are there: of a rare one some several times, of a common one others each epoch. `prepare`
-    makes of images what a network takes, after `augment` has changed them by random numbers of their own
-    (data/augment.py). `batch_size` counts images on this rank, as everywhere in Lightning; a mini-batch of all ranks
-    together has `batch_size * world_size`. A last, smaller mini-batch is kept and shared out as evenly as possible. The
-    next `iter` is the next epoch, unless `set_epoch` or `load_state_dict` says otherwise.
+    makes of images, which it leaves as they are, what a network takes, after `augment` has changed them by random
+    numbers of their own (data/augment.py). `batch_size` counts images on this rank, as everywhere in Lightning; a
+    mini-batch of all ranks together has `batch_size * world_size`. A last, smaller mini-batch is kept and shared out
+    as evenly as possible. The next `iter` is the next epoch, unless `set_epoch` or `load_state_dict` says otherwise.
     """
 
     def __init__(
@@ -96,10 +96,15 @@ class TensorLoader:
         order = self.order(self.epoch)
         seed = derived_seed(self.seed, "augment", self.epoch)
         drawn = self.augment.draw(len(self.labels), seed).to(self.device) if self.augment else None
+        # what is prepared is a copy already
+        as_they_lie = not self.shuffle and self.subset is None and self.world_size == 1 and self.prepare is not None
         while self.batch < len(self):
             positions, sizes = self._share(order, self.batch, self.batch + self.at_once, self.rank)
-            # gathering flat rows is several times faster than gathering [28, 28] pictures
-            images = self.images.flatten(1).index_select(0, positions).view(-1, *self.images.shape[1:])
+            if as_they_lie:
+                first = self.batch * self.global_batch_size
+                images = self.images[first : first + len(positions)]
+            else:  # gathering flat rows is several times faster than gathering [28, 28] pictures
+                images = self.images.flatten(1).index_select(0, positions).view(-1, *self.images.shape[1:])
             if self.augment and drawn is not None:
                 images = self.augment(images, drawn.index_select(0, positions))
             images = images if self.prepare is None else self.prepare(images)

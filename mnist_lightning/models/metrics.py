@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 WAITING = 64  # batches
+MOST = 20_000  # images, whose logits are kept meanwhile
 
 
 class Accuracy(MulticlassAccuracy):
@@ -23,7 +24,7 @@ class Accuracy(MulticlassAccuracy):
         if count == 0:  # torchmetrics takes no share of nothing
             return
         self._waiting.append((logits.detach(), labels))
-        if len(self._waiting) == WAITING or count > WAITING * 10:
+        if len(self._waiting) == WAITING or len(self._waiting) * count > MOST:
             self.flush()
 
     def flush(self) -> None:

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import isfunction, signature, unwrap
+from inspect import isfunction, unwrap
 from typing import Any
 
 import numpy
@@ -21,7 +21,7 @@ from mnist_lightning.training.heard import OWN_WAYS
 
 BACKWARD = Tensor.backward  # as it is before anybody replaces it
 ENGINE: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
-BEFORE_SIZE = list(signature(LightningModule.log).parameters).index("batch_size") - 3  # arguments after the value
+BEFORE_SIZE = 9  # arguments of `log` between its value and batch_size
 
 
 class QuickOptimization(_AutomaticOptimization):
