@@ -61,6 +61,25 @@ def test_without_shuffling_the_order_is_that_of_the_data():
     assert batches(loader(10, shuffle=False)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+@pytest.mark.parametrize("done", [0, 3])
+def test_images_in_order_are_prepared_as_they_lie(done: int):
+    in_order, gathered = (
+        loader(shuffle=False, prepare=lambda images: images.float() / 2, subset=subset)
+        for subset in (None, torch.arange(23, dtype=torch.int32))
+    )
+    kept = in_order.images.clone()
+    for some in (in_order, gathered):
+        some.at_once = 2
+        some.load_state_dict({"epoch": 1, "batch": done})
+    pairs = list(zip(in_order, gathered, strict=True))
+    assert len(pairs) == 6 - done
+    for (images, labels), (others, their_labels) in pairs:
+        assert torch.equal(images, others)
+        assert torch.equal(labels, their_labels)
+        images.zero_()  # a step may change its batch
+    assert torch.equal(in_order.images, kept)
+
+
 def test_the_order_is_a_function_of_seed_and_epoch():
     orders = {(seed, epoch): loader(seed=seed).order(epoch).tolist() for seed in (0, 1) for epoch in (0, 1)}
     assert len({tuple(order) for order in orders.values()}) == 4
