@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -22,8 +21,7 @@ def is_first_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
-@cache
-def computes_in_bf16(accelerator: str | None = None) -> bool:
+def computes_in_bf16(accelerator: Any = None) -> bool:
     """Whether the processor that Lightning will take has bf16 arithmetic; emulated, it takes ten times as long."""
     import torch
 

@@ -208,9 +208,10 @@ def parsed(command: str, settings: Mapping[str, Any]) -> Any:
     classes = {flag: settings[flag] if flag in settings else class_of(flag, name) for flag, name in defaults.items()}
     classes |= {flag: settings[flag] for flag in ("model", "data") if flag in settings}
     given = {name: value for name, value in settings.items() if name not in classes}
-    asked_for_help = given.pop("help", False)
-    parser = (_parser_of.__wrapped__ if asked_for_help else _parser_of)(command, tuple(classes.items()))
-    if asked_for_help:  # which shows what is given in the place of the defaults
+    helps = given.pop("help", False)  # with what is given in the place of the defaults
+    ours = all(kind.__module__.startswith("mnist_lightning.") for kind in classes.values())  # others may change
+    parser = (_parser_of if ours and not helps else _parser_of.__wrapped__)(command, tuple(classes.items()))
+    if helps:
         parser.set_defaults({name: value for name, value in given.items() if f"--{name}" in _flags(parser)})
         parser.print_help()
         raise SystemExit(0)
@@ -254,10 +255,9 @@ def _checked(parser: Any, settings: Mapping[str, Any]) -> Any:
     return config
 
 
-@lru_cache(maxsize=16)
-def taken_by(flag: str, kind: type) -> frozenset[str]:
+def taken_by(flag: str, kind: type) -> set[str]:
     """The settings of a class."""
-    return frozenset(name.removeprefix("--") for name in _flags(_add_class(_parser(), flag, kind)))
+    return {name.removeprefix("--") for name in _flags(_add_class(_parser(), flag, kind))}
 
 
 def _flags(parser: Any) -> dict[str, Any]:

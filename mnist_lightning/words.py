@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lightning.errors import BadSetting, first_line, nearest
-from mnist_lightning.processes import computes_in_bf16
 from mnist_lightning.settings import CLASSES, GROUPS, class_of, several, taken_by, yaml_value
 
 Pairs = list[tuple[str, Any]]
@@ -65,20 +64,9 @@ def pairs_of(settings: Mapping[str, Any], where: str = "settings") -> Pairs:
     return pairs
 
 
-def with_files(pairs: Pairs, as_written: bool = False) -> Pairs:
-    """The pairs, after those of the files that they name with `config`: words win over files, later over earlier.
-
-    What a recipe of ours has in bf16 is in float32 for a processor that only emulates bf16, unless taken as written.
-    """
-    files = [(Path(file), file_pairs(Path(file))) for name, file in pairs if name == "config"]
-    found = [pair for _, own in files for pair in own]
-    if not as_written and not computes_in_bf16(merged(found + pairs).get("trainer.accelerator")):
-        found = [
-            (name, None if name == "trainer.precision" and _is_ours(file) and "bf16" in str(value) else value)
-            for file, own in files
-            for name, value in own
-        ]
-    return found + pairs
+def with_files(pairs: Pairs) -> Pairs:
+    """The pairs, after those of the files that they name with `config`: words win over files, later over earlier."""
+    return [pair for name, file in pairs if name == "config" for pair in file_pairs(Path(file))] + pairs
 
 
 def file_pairs(path: Path) -> Pairs:
@@ -96,13 +84,18 @@ def recipe(name: str) -> Path:
     return folder / f"{name.removesuffix('.yaml')}.yaml"
 
 
-def _is_ours(file: Path) -> bool:
-    ours = recipe(file.stem)
-    return ours.is_file() and (not file.is_file() or file.resolve() == ours.resolve())
+def is_recipe(path: Path) -> bool:
+    """Whether a name or a path means one of configs/."""
+    file = _found(path)
+    return file.is_file() and file.resolve() == recipe(file.stem).resolve()
+
+
+def _found(path: Path) -> Path:
+    return path if path.is_file() or not recipe(str(path)).is_file() else recipe(str(path))
 
 
 def _read(path: Path) -> dict[str, Any]:
-    file = path if path.is_file() or not recipe(str(path)).is_file() else recipe(str(path))
+    file = _found(path)
     if not file.is_file():
         names = [str(other) for other in path.parent.glob("*.yaml")]
         names += [other.stem for other in recipe("*").parent.glob("*.yaml")]

@@ -345,3 +345,21 @@ FILES = [
 def test_wrong_files(tmp_path: Path, content: str, told: str):
     (tmp_path / "wrong.yaml").write_bytes(content.encode("latin1"))
     assert told in wrong("--config", tmp_path / "wrong.yaml")
+
+
+def test_a_class_that_changes_in_place():
+    """As IPython's autoreload does."""
+
+    class Net(MLP):
+        def __init__(self, first: int = 1) -> None:
+            super().__init__(hidden=[first])
+
+    assert parsed("fit", merged([("model", Net), ("model.first", 2)])).model.settings == {"first": 2}
+
+    def changed(self: Net, second: int = 1) -> None:
+        MLP.__init__(self, hidden=[second])
+
+    Net.__init__ = changed  # type: ignore[assignment, method-assign]
+    assert parsed("fit", merged([("model", Net), ("model.second", 3)])).model.settings == {"second": 3}
+    with pytest.raises(BadSetting, match="first"):
+        parsed("fit", merged([("model", Net), ("model.first", 3)]))

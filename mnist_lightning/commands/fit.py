@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from mnist_lightning.commands import session
+from mnist_lightning.commands import start as starts
 from mnist_lightning.commands.evaluate import run_stage, tell
 from mnist_lightning.commands.members import asked_for, train_members
 from mnist_lightning.commands.start import Start, check_resumable, find_start, start_from_weights, weights_file
@@ -36,7 +37,7 @@ from mnist_lightning.training.keeper import RunKeeper
 from mnist_lightning.training.loggers import run_loggers, tell_result
 from mnist_lightning.training.sessions import Sessions
 from mnist_lightning.training.trainer import SignalsAgain, make_trainer
-from mnist_lightning.words import Pairs, merged, pairs_of, pairs_of_words, with_files
+from mnist_lightning.words import Pairs, merged, pairs_of, pairs_of_words
 
 # How Lightning refuses a setting, or a callback finds that what it looks for is not there
 REFUSED = (MisconfigurationException, RuntimeError, ValueError, LookupError, ImportError, AttributeError)
@@ -85,13 +86,8 @@ def train(pairs: Pairs, signals: Signals) -> Result:
 def train_one(pairs: Pairs, signals: Signals, test: bool = True) -> Result:
     """Trains, or continues, one network; with `test`, tests the checkpoint that is chosen in the end."""
     start = find_start(pairs)
-    settings = merged(start.settings + with_files(pairs))
+    settings = merged(start.settings)
     config = parsed("fit", settings)
-    written = merged(with_files(pairs, as_written=True)).get("trainer.precision")
-    if is_first_process() and written and settings["trainer.precision"] is None:
-        say(
-            f"In float32: the recipe's {written} is slow on this processor; --trainer.precision {written} insists on it"
-        )
     seed_everything(config.seed, verbose=False)
     asked = config.trainer.arguments()
     if start.checkpoint:
@@ -106,6 +102,8 @@ def train_one(pairs: Pairs, signals: Signals, test: bool = True) -> Result:
     trainer = make_trainer(asked | {"logger": False}, ours, fit=True, step=config.loop.step)
     if start.file:
         check_resumable(start, model, data, trainer, patterns)
+    elif trainer.is_global_zero and trainer.strategy.root_device.type == "cpu":
+        starts.tell_of_precision(pairs, trainer.precision)
     if isinstance(data, MNISTDataModule):
         data.prepare_data()
         data.setup("fit")

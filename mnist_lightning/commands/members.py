@@ -14,7 +14,7 @@ from rich.table import Table
 
 from mnist_lightning.commands.average import average_of
 from mnist_lightning.commands.evaluate import keep_result
-from mnist_lightning.commands.start import plain_settings
+from mnist_lightning.commands.start import plain_settings, settled
 from mnist_lightning.config_yaml import resumable
 from mnist_lightning.console import console, say
 from mnist_lightning.errors import BadSetting, UserError
@@ -66,13 +66,13 @@ def asked_for(pairs: Pairs) -> Several | None:
     run = _goes_on(root, name, base, asked, job)
     if run and run.config.exists() and (run.members() or _kinds(merged(file_pairs(run.config)))):
         known = file_pairs(run.config)
-    settings = merged((known or plain_settings(asked, recipe)) + with_files(pairs))
+    settings = merged(settled(known or plain_settings(asked, recipe), pairs, goes_on=bool(known)))
     kinds = _kinds(settings)
     if not kinds:
         return None
     _refuse(kinds, settings, {name for name, _ in pairs})
     given = [(name, value) for name, value in pairs if name not in OF_ALL]
-    fresh = [(name, value) for name, value in known + with_files(given) if name not in OF_ALL] if known else given
+    fresh = [pair for pair in settled(known, given, True) if pair[0] not in OF_ALL] if known else given
     return Several(kinds[0], parsed("fit", settings), fresh, given, job, root, name or base or "cnn", bool(name), run)
 
 

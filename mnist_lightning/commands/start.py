@@ -11,7 +11,7 @@ from mnist_lightning.console import say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError
 from mnist_lightning.predictor import PRETRAINED, pretrained
-from mnist_lightning.processes import is_first_process
+from mnist_lightning.processes import computes_in_bf16, is_first_process
 from mnist_lightning.run import Run, base_name, differences, run_and_file
 from mnist_lightning.settings import taken_by
 from mnist_lightning.training.checkpoints import (
@@ -22,7 +22,7 @@ from mnist_lightning.training.checkpoints import (
     read_checkpoint,
     read_weights,
 )
-from mnist_lightning.words import Pairs, file_pairs, merged, root_and_name, with_files
+from mnist_lightning.words import Pairs, file_pairs, is_recipe, merged, root_and_name, with_files
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Start:
     name: str  # of a new run
     exact: bool  # that name and no other
     job: Any  # what was asked
-    settings: Pairs  # those that words and files come on top of
+    settings: Pairs  # all: those of the run that goes on, or of plain `fit`, then files and words
     run: Run | None = None
     file: Path | None = None
     checkpoint: dict[str, Any] | None = None
@@ -78,9 +78,10 @@ def find_start(pairs: Pairs) -> Start:
                 "can be tested and used, not continued; start a new run without --ckpt_path"
             )
         start.name = name or base or start.checkpoint[STATE]["model"].rpartition(".")[2].lower()
-        start.settings = _settings_of(start.checkpoint, start.file, root, asked)
+        own = _settings_of(start.checkpoint, start.file, root, asked)
     else:
-        start.settings = plain_settings(asked, recipe)
+        own = plain_settings(asked, recipe)
+    start.settings = settled(own, pairs, goes_on=start.file is not None)
     return start
 
 
@@ -88,8 +89,41 @@ def plain_settings(asked: dict[str, Any], recipe: str | None) -> Pairs:
     """The settings of plain `fit`; none where a recipe or a model is asked for."""
     if recipe is not None or "model" in asked:
         return []
-    where = [pair for pair in asked.items() if pair[0] == "trainer.accelerator"]
-    return [*[pair for pair in with_files([("config", "cnn"), *where]) if pair[0] != "config"], ("data.source", "auto")]
+    slow = not computes_in_bf16(asked.get("trainer.accelerator"))
+    return [*file_pairs(Path("cnn")), ("data.source", "auto"), *[("trainer.precision", "32-true")] * slow]
+
+
+def settled(own: Pairs, pairs: Pairs, goes_on: bool) -> Pairs:
+    """A run's own settings, then those of files and words.
+
+    The bf16 of a recipe of ours gives way to what a run that goes on was trained in, and to float32 for a processor
+    that only emulates bf16.
+    """
+    settings = own + with_files(pairs)
+    if not bf16_of_a_recipe(pairs):
+        return settings
+    if goes_on:
+        return settings + [pair for pair in own if pair[0] == "trainer.precision"]
+    slow = not computes_in_bf16(merged(settings).get("trainer.accelerator"))
+    return [*settings, *[("trainer.precision", "32-true")] * slow]
+
+
+def bf16_of_a_recipe(pairs: Pairs) -> str | None:
+    """The precision in bf16 that a recipe of ours asks for, and neither a word nor another file after it."""
+    files = [Path(file) for name, file in pairs if name == "config"]
+    asked = [(file, value) for file in files for name, value in file_pairs(file) if name == "trainer.precision"]
+    asked += [(Path(), value) for name, value in pairs if name == "trainer.precision"]
+    file, value = asked[-1] if asked else (Path(), None)
+    return str(value) if "bf16" in str(value) and is_recipe(file) else None
+
+
+def tell_of_precision(pairs: Pairs, precision: Any) -> None:
+    """Says what a new training on a CPU without bf16 comes to."""
+    wish = bf16_of_a_recipe(pairs)
+    if wish and precision == "32-true":
+        say(f"In float32: the recipe's {wish} is slow on this processor; --trainer.precision {wish} insists on it")
+    elif "bf16" in str(precision) and not computes_in_bf16("cpu"):
+        say(f"{precision} is slow on this processor; --trainer.precision 32-true may take a tenth of the time")
 
 
 def _state_of(file: Path) -> tuple[int, int] | None:

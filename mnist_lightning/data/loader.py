@@ -96,8 +96,7 @@ class TensorLoader:
         order = self.order(self.epoch)
         seed = derived_seed(self.seed, "augment", self.epoch)
         drawn = self.augment.draw(len(self.labels), seed).to(self.device) if self.augment else None
-        # what is prepared is a copy already
-        as_they_lie = not self.shuffle and self.subset is None and self.world_size == 1 and self.prepare is not None
+        as_they_lie = not self.shuffle and self.subset is None and self.world_size == 1
         while self.batch < len(self):
             positions, sizes = self._share(order, self.batch, self.batch + self.at_once, self.rank)
             if as_they_lie:
@@ -108,6 +107,8 @@ class TensorLoader:
             if self.augment and drawn is not None:
                 images = self.augment(images, drawn.index_select(0, positions))
             images = images if self.prepare is None else self.prepare(images)
+            if images.untyped_storage().data_ptr() == self.images.untyped_storage().data_ptr():
+                images = images.clone()  # what happens to a batch does not happen to the data set
             labels = self.labels.index_select(0, positions).long()
             for pair in zip(images.split(sizes), labels.split(sizes), strict=True):
                 self.batch += 1

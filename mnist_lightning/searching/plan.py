@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from mnist_lightning.commands.start import find_start
+from mnist_lightning.commands.start import bf16_of_a_recipe, find_start, tell_of_precision
 from mnist_lightning.console import say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError
@@ -16,7 +16,7 @@ from mnist_lightning.run import Run
 from mnist_lightning.searching.flags import Asked
 from mnist_lightning.searching.space import Dimension, checked, default_space, read_space, start_values
 from mnist_lightning.settings import parsed
-from mnist_lightning.words import Pairs, merged, with_files
+from mnist_lightning.words import Pairs, merged
 
 REDUCTION = 3  # of Hyperband: one in so many trials goes on to so many times the epochs
 # Settings that are a machine's: they may differ between those that share a study.
@@ -79,8 +79,10 @@ class Plan:
 def make_plan(settings: Pairs, asked: Asked) -> Plan:
     """The plan of a command; raises BadSetting in one line for what cannot be."""
     start = find_start(settings)
-    given = [pair for pair in start.settings + with_files(settings) if pair[0] != "config"]
+    given = [pair for pair in start.settings if pair[0] != "config"]
     values = merged(given)
+    if bf16_of_a_recipe(settings):
+        tell_of_precision(settings, values["trainer.precision"])
     config = parsed("fit", values)
     _refuse_several(config, values)
     folder = start.root / (asked.study or f"{start.name}-search")

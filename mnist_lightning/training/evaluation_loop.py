@@ -30,6 +30,13 @@ class QuickEvaluation(_EvaluationLoop):
         super().teardown()
         self._start, self._end, self._log = ("", []), ("", []), None  # they hold the module
 
+    def _look(self, dataloader_idx: int) -> None:
+        """Plans anew where somebody has joined or left."""
+        facts = (dataloader_idx, *map(id, self.trainer.callbacks))
+        if self._planned_on != facts:
+            self._planned_on = facts
+            self._plan(dataloader_idx)
+
     def _plan(self, dataloader_idx: int) -> None:
         trainer, module = self.trainer, self.trainer.lightning_module
         stage = "test" if trainer.testing else "validation"
@@ -55,9 +62,7 @@ class QuickEvaluation(_EvaluationLoop):
         if not self._quick:
             return super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
         trainer, progress, results = self.trainer, self.batch_progress, self._results
-        if self._planned_on != (facts := (dataloader_idx, *map(id, trainer.callbacks))):
-            self._plan(dataloader_idx)
-            self._planned_on = facts
+        self._look(dataloader_idx)
         module: Any = trainer.lightning_module
         connector, names = trainer._logger_connector, vars(module)
         if self._moves:
@@ -81,6 +86,7 @@ class QuickEvaluation(_EvaluationLoop):
             if self._log is not None:
                 names.pop("log", None)
         progress.increment_processed()
+        self._look(dataloader_idx)
         self._tell(self._end, output, batch, batch_idx, *index)
         shown = any(item.meta.on_step for item in results.values())
         if shown:

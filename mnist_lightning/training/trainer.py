@@ -15,10 +15,9 @@ from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from mnist_lightning.console import say
 from mnist_lightning.errors import BadSetting, first_line
 from mnist_lightning.launchers import as_launched
-from mnist_lightning.processes import Signals, computes_in_bf16, keep_freed_memory
+from mnist_lightning.processes import Signals, keep_freed_memory
 from mnist_lightning.training.checkpoints import DurableCheckpointIO
 from mnist_lightning.training.progress import NetworkSummary, RunProgress
 
@@ -119,10 +118,6 @@ def make_trainer(settings: dict[str, Any], ours: list[Any], fit: bool = False, s
             raise BadSetting(NO_OTHERS) from error
         raise BadSetting(f"--trainer: {first_line(error)}") from error
     _refuse_to_start_others(trainer.strategy)
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    emulates = on_cpu and "bf16" in str(trainer.precision) and not computes_in_bf16("cpu")
-    if fit and emulates and trainer.is_global_zero:
-        say(f"{trainer.precision} is slow on this processor; --trainer.precision 32-true may take a tenth of the time")
     if settings.get("deterministic") is None and trainer.strategy.root_device.type == "cuda":
         _be_deterministic()
     return quick(trainer, step)

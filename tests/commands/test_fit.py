@@ -111,19 +111,18 @@ def test_files_say_where_a_run_lies_like_any_setting(tiny, cli, tmp_path: Path):
 
 def test_plain_fit_is_the_recipe_cnn(cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch):
     data = ["--data.root", tiny_mnist, "--data.val_size", 50, "--trainer.max_steps", 1]
-    monkeypatch.setattr("mnist_lightning.words.computes_in_bf16", lambda accelerator: True)
+    monkeypatch.setattr("mnist_lightning.commands.start.computes_in_bf16", lambda accelerator: True)
     assert cli("fit", *data).status == 0
     assert cli("fit", "--config", "cnn", *data).status == 0
     plain = settings_of("cnn")
     assert plain == settings_of("cnn-2")
-    monkeypatch.setattr("mnist_lightning.words.computes_in_bf16", lambda accelerator: False)
+    monkeypatch.setattr("mnist_lightning.commands.start.computes_in_bf16", lambda accelerator: False)
     assert cli("fit", *data).status == 0
-    assert settings_of("cnn-3") == plain.replace("precision: bf16-mixed", "precision: null")
+    assert settings_of("cnn-3") == plain.replace("precision: bf16-mixed", "precision: 32-true")
 
 
 def test_bf16_of_a_recipe_is_for_processors_that_have_it(cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mnist_lightning.words.computes_in_bf16", lambda accelerator: False)
-    monkeypatch.setattr("mnist_lightning.training.trainer.computes_in_bf16", lambda accelerator: False)
+    monkeypatch.setattr("mnist_lightning.commands.start.computes_in_bf16", lambda accelerator: False)
     Path("mine.yaml").write_text("trainer: {precision: bf16-mixed}\n")
     fit = ["fit", "--data.root", tiny_mnist, "--data.val_size", 50, "--trainer.max_steps", 1, "--config", "fast"]
 
@@ -134,14 +133,29 @@ def test_bf16_of_a_recipe_is_for_processors_that_have_it(cli, tiny_mnist: Path, 
         precision = yaml.safe_load(settings_of(run))["trainer"]["precision"]
         return precision, "In float32: the recipe's bf16-mixed is slow" in ran.out, "bf16-mixed is slow on" in ran.out
 
-    assert precision_of("--run", "a") == (None, True, True)
+    assert precision_of("--run", "a") == ("32-true", True, True)
     by_path = [*fit[:-1], Path(__file__).parents[2] / "configs" / "fast.yaml"]
     assert "In float32" in cli(*by_path, "--run", "by path").out
     assert precision_of("--run", "b", "--trainer.precision", "bf16-mixed") == ("bf16-mixed", False, True)
     assert precision_of("--run", "c", "--config", "mine.yaml") == ("bf16-mixed", False, True)
     assert precision_of("--run", "d", "--trainer.precision", "64-true") == ("64-true", False, False)
-    assert cli(*fit, "--run", "a", "--ckpt_path", "last").status == 0  # and not: in bf16 now
     assert cli("test", "--run", "a").status == 0
+    for run in "abcd":  # a run goes on as it began
+        assert cli(*fit, "--run", run, "--ckpt_path", "last").status == 0
+    Path("mine.yaml").write_text("trainer: {accelerator: [cpu]}\n")
+    wrong = cli(*fit, "--config", "mine.yaml")
+    assert "--trainer.accelerator: ['cpu'] is not what it takes" in wrong.err
+
+
+def test_bf16_goes_on_where_a_processor_emulates_it(cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch):
+    fit = ["fit", "--data.root", tiny_mnist, "--data.train_size", 100, "--config", "tiny", "--trainer.max_epochs", 1]
+    fit += ["--data.drawn", 0, "--data.val_size", 20]
+    for words in (["--run", "one"], ["--run", "two", "--seeds", 1]):
+        monkeypatch.setattr("mnist_lightning.commands.start.computes_in_bf16", lambda accelerator: True)
+        assert cli(*fit, *words).status == 0
+        monkeypatch.setattr("mnist_lightning.commands.start.computes_in_bf16", lambda accelerator: False)
+        again = cli(*fit, *words, "--ckpt_path", "last")
+        assert (again.status, again.err, "slow on" in again.out) == (0, "", False)
 
 
 def test_config_yaml_makes_the_same_run_again(fit, cli):
