@@ -102,8 +102,8 @@ def train_one(pairs: Pairs, signals: Signals, test: bool = True) -> Result:
     trainer = make_trainer(asked | {"logger": False}, ours, fit=True, step=config.loop.step)
     if start.file:
         check_resumable(start, model, data, trainer, patterns)
-    elif trainer.is_global_zero and trainer.strategy.root_device.type == "cpu":
-        starts.tell_of_precision(pairs, trainer.precision)
+    elif trainer.is_global_zero:
+        starts.tell_of_precision(pairs, trainer.precision, on_cpu=trainer.strategy.root_device.type == "cpu")
     if isinstance(data, MNISTDataModule):
         data.prepare_data()
         data.setup("fit")

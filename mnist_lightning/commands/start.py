@@ -117,12 +117,12 @@ def bf16_of_a_recipe(pairs: Pairs) -> str | None:
     return str(value) if "bf16" in str(value) and is_recipe(file) else None
 
 
-def tell_of_precision(pairs: Pairs, precision: Any) -> None:
-    """Says what a new training on a CPU without bf16 comes to."""
+def tell_of_precision(pairs: Pairs, precision: Any, on_cpu: bool) -> None:
+    """Says what a new training comes to on a processor without bf16."""
     wish = bf16_of_a_recipe(pairs)
     if wish and precision == "32-true":
         say(f"In float32: the recipe's {wish} is slow on this processor; --trainer.precision {wish} insists on it")
-    elif "bf16" in str(precision) and not computes_in_bf16("cpu"):
+    elif on_cpu and "bf16" in str(precision) and not computes_in_bf16("cpu"):
         say(f"{precision} is slow on this processor; --trainer.precision 32-true may take a tenth of the time")
 
 

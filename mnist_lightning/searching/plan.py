@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from mnist_lightning.commands.start import bf16_of_a_recipe, find_start, tell_of_precision
+from mnist_lightning.commands.start import find_start, tell_of_precision
 from mnist_lightning.console import say
 from mnist_lightning.data.module import MNISTDataModule
 from mnist_lightning.errors import BadSetting, UserError
@@ -81,8 +81,7 @@ def make_plan(settings: Pairs, asked: Asked) -> Plan:
     start = find_start(settings)
     given = [pair for pair in start.settings if pair[0] != "config"]
     values = merged(given)
-    if bf16_of_a_recipe(settings):
-        tell_of_precision(settings, values["trainer.precision"])
+    tell_of_precision(settings, values.get("trainer.precision"), on_cpu=False)  # where trials train is not known yet
     config = parsed("fit", values)
     _refuse_several(config, values)
     folder = start.root / (asked.study or f"{start.name}-search")

@@ -7,6 +7,7 @@ import yaml
 from outcome import RUNS, column, one_line, outcome, rows, same
 from samples import content_of_3207afc
 
+from mnist_lightning.commands.start import tell_of_precision
 from mnist_lightning.training.checkpoints import write_checkpoint
 
 
@@ -124,3 +125,13 @@ def test_failures(cli, words: str, expected: str):
     Path("odd.yaml").write_text("run: 3\ntrainer: {default_root_dir: null}\n")
     assert expected in one_line(cli("fit", *words.split()))
     assert not RUNS.exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "on_cpu", "told"),
+    [("32-true", True, True), ("32-true", False, True), ("bf16-mixed", True, True), ("bf16-mixed", False, False)],
+)
+def test_only_a_cpu_is_told_to_be_slow_in_bf16(precision: str, on_cpu: bool, told: bool, monkeypatch, capsys):
+    monkeypatch.setattr("mnist_lightning.commands.start.computes_in_bf16", lambda accelerator: False)
+    tell_of_precision([("config", "fast")], precision, on_cpu)
+    assert ("slow on this processor" in capsys.readouterr().out) == told

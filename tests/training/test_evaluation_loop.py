@@ -206,7 +206,7 @@ def of_several_mixed(self: Net, batch: Any, batch_idx: int, dataloader_idx: int 
 
 def of_names_alike(self: Net, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
     self.log("v", self.loss(batch))
-    self.log("v.1", torch.tensor(100.0), add_dataloader_idx=dataloader_idx == 1)
+    self.log("v.1", torch.tensor(100.0 + batch_idx))
 
 
 def of_iterator(self: Net, dataloader_iter: Any) -> None:
